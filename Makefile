@@ -1,0 +1,58 @@
+# make serve   set everything up and talk to Omni at http://127.0.0.1:8000
+# make test    set everything up and run every check and test that fits in ten minutes
+# The rest: setup, fetch, check, test-slow, bench.
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS ?= dev,bench
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup serve test test-slow check bench fetch system-packages clean
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py $(wildcard kernels/omni_kernels/*/*.cpp)
+	@echo "[1/3] virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/3] packages (torch is large: about 3 minutes and 6 GB the first time)"
+	@$(BIN)/pip install --quiet torch torchaudio
+	@$(BIN)/pip install --quiet -e '.[$(EXTRAS)]'
+	@touch $(STAMP)
+
+fetch: setup
+	@echo "[3/3] weights (skipped when they are in the model store)"
+	@$(BIN)/omni fetch
+
+serve: EXTRAS = 
+serve: fetch
+	@$(BIN)/omni serve
+
+system-packages:
+	@sh docker/test-packages.sh
+
+check: setup
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/pytest -m "not slow"
+
+test: system-packages fetch
+	@$(BIN)/omni fetch smollm2-135m
+	@$(MAKE) --no-print-directory check
+	@echo "Left out (make test-slow runs them):"
+	@$(BIN)/pytest -q --collect-only -m slow 2>/dev/null | sed -n 's/^tests/  tests/p'
+
+test-slow: system-packages fetch
+	@$(BIN)/omni fetch smollm2-135m kokoro-82m
+	@$(BIN)/pytest -m slow
+
+bench: fetch
+	@$(BIN)/omni bench
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Streaming encoders: audio, images and video become spans."""

@@ -1,0 +1,139 @@
+"""Every setting of Omni with its unit and default: defaults < TOML file < command line.
+
+Called by :mod:`omni.cli`, which prints the resolved values; no other module reads files or the
+environment for settings. Unknown keys are errors that name the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from omni.errors import ConfigError
+
+HOSTED_ALIASES = ("gpt-realtime*", "gpt-4o-*", "gpt-audio*", "whisper-1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    backbone: str = "qwen2.5-coder-0.5b"  # a name of `omni fetch --list`, or a path to a GGUF file
+    recogniser: str = "whisper-base"  # a name of `omni fetch --list`, or a folder
+    end_of_turn: str = "smart-turn-v3"
+    speech: str = "hibari"  # hibari or kokoro-82m
+    voice: str = "heart"  # default voice of the speech decoder
+    aliases: tuple[str, ...] = HOSTED_ALIASES  # model names that mean the embedded default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    max_sequences: int = 24  # sequences with state at once, forks included
+    page_tokens: int = 16  # tokens per KV page
+    num_pages: int = 2048  # KV pages shared by all sequences
+    max_context_tokens: int = 8192  # longest sequence; the family's own limit may be lower
+    step_tokens: int = 128  # token budget of one step: bounds how long a step can take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnConfig:
+    threshold: float = 0.5  # speech probability that counts as speech
+    prefix_padding_ms: int = 300  # audio kept from before the detected start
+    silence_duration_ms: int = 400  # silence that ends a turn (server_vad)
+    speculate_after_ms: int = 100  # silence after which a speculative answer begins
+    min_speech_ms: int = 96  # speech needed before a turn starts
+    barge_in_speech_ms: int = 160  # speech needed while the assistant is speaking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str = ""  # empty: no key, allowed on loopback hosts only
+    allowed_origins: tuple[str, ...] = ()  # beside same-origin; "*" allows all
+    max_sessions: int = 8
+    max_session_age_s: int = 3600  # then session_expired and close 1001
+    max_idle_s: int = 600  # no client event for this long: close 1001
+    max_append_bytes: int = 15 * 2**20  # base64 of one input_audio_buffer.append
+    max_buffer_s: int = 600  # audio in one turn
+    max_items: int = 1000  # conversation items per session
+    max_tool_calls: int = 32  # tool calls waiting for an answer
+    max_send_queue_bytes: int = 8 * 2**20  # unsent events per session before generation pauses
+    send_stall_s: int = 30  # a full queue for this long: close 1013
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    home: str = ""  # model store; empty: $OMNI_HOME, else the user's cache folder
+    engine_threads: int = 0  # 0: chosen from the number of cores
+    parts_threads: int = 0  # 0: chosen from the number of cores
+    log_level: str = "info"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    turns: TurnConfig = field(default_factory=TurnConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+
+def home(config: Config) -> Path:
+    """Folder of the model store: the setting, else ``$OMNI_HOME``, else the user's cache folder."""
+    if config.home:
+        return Path(config.home).expanduser()
+    if env := os.environ.get("OMNI_HOME"):
+        return Path(env).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omni"
+
+
+def load(path: Path | None = None, overrides: Mapping[str, object] | None = None) -> Config:
+    """Read ``path`` (TOML) over the defaults, then ``overrides`` ({"server.port": 8001}) over both.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (the nearest valid one is named) or wrong type.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"cannot read the config file {path}: {error}") from error
+    for dotted, value in (overrides or {}).items():
+        table = values
+        *parents, leaf = dotted.split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = value
+    return _build(Config, values, "")
+
+
+_T = TypeVar("_T")
+
+
+def _build(cls: type[_T], values: Mapping[str, Any], prefix: str) -> _T:
+    hints = get_type_hints(cls)
+    kwargs: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(hints)}"
+            raise ConfigError(f"unknown setting {prefix}{key}{hint}")
+        kwargs[key] = _convert(hints[key], value, prefix + key)
+    return cls(**kwargs)
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}, expected a table of settings")
+        return _build(kind, value, name + ".")  # type: ignore[arg-type]
+    if get_args(kind):  # tuple[str, ...]
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise ConfigError(f"{name} is {value!r}, expected a list of strings")
+        return tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{name} is {value!r}, expected {kind.__name__}")
+    return value

@@ -1,0 +1,1 @@
+"""Speech decoders behind one contract."""

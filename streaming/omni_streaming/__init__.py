@@ -1,0 +1,1 @@
+"""The OpenAI Realtime protocol: session, turns, server and pages."""

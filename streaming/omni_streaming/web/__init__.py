@@ -1,0 +1,1 @@
+"""The talking page: static files served at ``/``."""
