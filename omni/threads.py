@@ -1,4 +1,4 @@
-"""How many threads each pool uses; decided once, before torch is imported, shown by ``omni doctor``.
+"""How many threads each pool uses; decided once, before torch loads.
 
 With one other busy process an OpenMP region of 12 us averages 973 us when its threads spin and
 67 us when they sleep (measured on 2 cores), so waiting is passive.

@@ -257,7 +257,17 @@ class Close:
 
 
 Command = (
-    Open | Feed | ScoreTurn | Commit | Discard | Edit | Speculate | Confirm | Respond | Cancel | Close
+    Open
+    | Feed
+    | ScoreTurn
+    | Commit
+    | Discard
+    | Edit
+    | Speculate
+    | Confirm
+    | Respond
+    | Cancel
+    | Close
 )
 
 
@@ -335,7 +345,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens the engine really processed for one response; ``cached`` ones were already computed."""
+    """Tokens the engine really processed; ``cached_tokens`` of the input were already computed."""
 
     input_text_tokens: int = 0
     input_audio_tokens: int = 0
@@ -364,4 +374,6 @@ class Failed:
     message: str
 
 
-Output = TranscriptDelta | TranscriptDone | TurnScore | TextDelta | AudioDelta | ToolCall | Done | Failed
+Output = (
+    TranscriptDelta | TranscriptDone | TurnScore | TextDelta | AudioDelta | ToolCall | Done | Failed
+)
