@@ -1,0 +1,94 @@
+"""What one engine step hands to a backbone: flattened tokens and views of the state.
+
+The engine builds these, the backbone reads them; nothing else travels between the two, so a
+backbone holds no hidden state and a step can be replayed. Shapes: N tokens of all sequences of the
+step laid end to end, B sequences, P pages, S slots, L layers of a kind, Hkv key/value heads, D head
+width, page_tokens tokens per page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSpec:
+    """What a backbone keeps per sequence; the engine allocates it. Written once, by the family.
+
+    ``mixers`` names each layer's kind in order. A full-attention layer owns row ``i`` of the pages,
+    i counting full-attention layers only; a recurrent layer likewise owns row ``i`` of the slots.
+    """
+
+    mixers: tuple[Literal["attention", "recurrent"], ...]
+    num_kv_heads: int
+    head_dim: int
+    kv_dtype: torch.dtype = torch.float32
+    recurrent_shape: tuple[int, ...] = ()  # per slot and recurrent layer, fp32: [HV, V, K]
+    conv_shape: tuple[int, ...] = ()  # per slot and recurrent layer: [channels, width - 1]
+
+    @property
+    def num_attention(self) -> int:
+        return sum(mixer == "attention" for mixer in self.mixers)
+
+    @property
+    def num_recurrent(self) -> int:
+        return sum(mixer == "recurrent" for mixer in self.mixers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateView:
+    """The engine's state tensors, updated in place by the backbone.
+
+    ``kv`` [L, 2, P, page_tokens, Hkv, D]: keys (0) and values (1), rotary already applied to keys.
+    ``recurrent`` [S, L, *recurrent_shape] fp32 and ``conv`` [S, L, *conv_shape], slot-major so that
+    a checkpoint is one copy; None when the backbone has no recurrent layer. Page 0 and slot 0 are
+    never given to a sequence (null).
+    """
+
+    kv: torch.Tensor
+    recurrent: torch.Tensor | None = None
+    conv: torch.Tensor | None = None
+
+    @property
+    def page_tokens(self) -> int:
+        return self.kv.shape[3]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One step's work.
+
+    Row n belongs to sequence b where ``cu_seqlens[b] <= n < cu_seqlens[b + 1]``
+    and is token number ``num_computed[b] + n - cu_seqlens[b]`` of it.
+    """
+
+    token_ids: torch.Tensor  # [N] int64; -1 where an embedding takes the token's place
+    positions: torch.Tensor  # [N] int64 (or [3, N] for multimodal rotary)
+    cu_seqlens: tuple[int, ...]  # B + 1 offsets into N
+    num_computed: tuple[int, ...]  # [B] tokens of each sequence already in the state
+    page_table: tuple[tuple[int, ...], ...]  # [B] page ids covering num_computed + new tokens
+    slots: tuple[int, ...]  # [B] recurrent slot of each sequence (0 where there is none)
+    logits_rows: torch.Tensor  # [R] int64 rows of N whose logits are wanted
+    embeddings: torch.Tensor | None = None  # [E, hidden], in the order of the -1 tokens
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+
+class Backbone(Protocol):
+    """A decoder stack as the engine sees it."""
+
+    vocab_size: int
+    max_positions: int
+    state_spec: StateSpec
+
+    def forward(self, batch: Batch, state: StateView) -> torch.Tensor:
+        """Compute ``batch``, writing its keys, values and recurrent state into ``state``.
+
+        Returns logits [R, vocab_size] fp32 of ``batch.logits_rows``.
+        """
+        ...
