@@ -27,6 +27,9 @@ class ModelConfig:
     end_of_turn: str = "smart-turn-v3"
     speech: str = "hibari"  # hibari or kokoro-82m
     voice: str = "heart"  # default voice of the speech decoder
+    instructions: str = (  # stands in when a session has none: answers are heard, not read
+        "You are Omni, a friendly voice assistant. Answer in one or two short spoken sentences."
+    )
     aliases: tuple[str, ...] = HOSTED_ALIASES  # model names that mean the embedded default
 
 
