@@ -250,6 +250,23 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """The client reads too slowly: generate nothing for the session until :class:`Resume`.
+
+    Outputs that are already on their way still come, and so does the Done of a Cancel.
+    """
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The client has caught up: generation goes on where :class:`Pause` stopped it."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """The session is gone; everything it holds is freed."""
 
@@ -267,6 +284,8 @@ Command = (
     | Confirm
     | Respond
     | Cancel
+    | Pause
+    | Resume
     | Close
 )
 

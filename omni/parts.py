@@ -1,0 +1,153 @@
+"""The seam to work over about 30 ms that cannot be stepped: recogniser passes, scores, speech.
+
+The assistant submits parts and gets their results back on its own thread; it never waits for one.
+:class:`omni.worker.ThreadParts` runs them on a thread; :class:`InlineParts` runs them in
+:meth:`Parts.poll`, one after another, for tests and for tools without a worker.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from omni.errors import CancelledError
+
+T = TypeVar("T")
+
+ShouldStop = Callable[[], bool]
+"""Asked by work between layers or sentences; when true, raise CancelledError or return early."""
+
+
+class Ticket(Protocol):
+    """One submitted part."""
+
+    def cancel(self) -> None:
+        """Ask for the part not to run, or to stop; its result is CancelledError. Idempotent."""
+        ...
+
+
+class Parts(Protocol):
+    """A bounded queue of work, most urgent first.
+
+    ``done`` is called exactly once for every part, in :meth:`poll`, on the polling thread and never
+    inside :meth:`submit` or :meth:`Ticket.cancel`: with the result, with the exception that the
+    work raised, with CancelledError after a cancel, or with CapacityError if the queue was full.
+    """
+
+    @property
+    def num_waiting(self) -> int:
+        """Parts that have been submitted and have not begun."""
+        ...
+
+    def submit(
+        self,
+        priority: int,
+        work: Callable[[ShouldStop], T],
+        done: Callable[[T | BaseException], None],
+    ) -> Ticket:
+        """Queue ``work``; the lowest ``priority`` runs first, equals in order of submission."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether :meth:`poll` would do anything."""
+        ...
+
+    def poll(self) -> None:
+        """Call ``done`` of every finished part. Raises the first exception that a ``done`` raised,
+        after all of them were called."""
+        ...
+
+
+class Job:
+    """One part on its way through a queue; its own :class:`Ticket` where no thread shares it."""
+
+    __slots__ = ("done", "is_cancelled", "number", "priority", "result", "work")
+
+    def __init__(
+        self,
+        priority: int,
+        number: int,
+        work: Callable[[ShouldStop], Any],
+        done: Callable[[Any], None],
+    ) -> None:
+        self.priority = priority
+        self.number = number
+        self.work = work
+        self.done = done
+        self.is_cancelled = False
+        self.result: Any = None
+
+    def __lt__(self, other: Job) -> bool:
+        return (self.priority, self.number) < (other.priority, other.number)
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def should_stop(self) -> bool:
+        return self.is_cancelled
+
+    def run(self) -> None:
+        """Do the work here and now; never raises."""
+        if self.is_cancelled:
+            return
+        try:
+            self.result = self.work(self.should_stop)
+        except BaseException as error:  # noqa: BLE001 - handed to `done`, whatever it is
+            self.result = error
+
+    def finish(self) -> None:
+        """Call ``done``."""
+        if self.is_cancelled:
+            self.result = CancelledError("the part was cancelled")
+        self.done(self.result)
+
+
+def finish_all(jobs: Iterable[Job]) -> None:
+    """Call every ``done``; raise the first exception only then, so that no result is lost."""
+    first: Exception | None = None
+    for job in jobs:
+        try:
+            job.finish()
+        except Exception as error:  # noqa: BLE001 - raised below
+            first = first or error
+    if first is not None:
+        raise first
+
+
+class InlineParts:
+    """Runs parts in :meth:`poll`, on the caller's thread: deterministic, for tests and tools.
+
+    Parts submitted by a ``done`` wait for the next poll. The queue is not bounded.
+    """
+
+    def __init__(self) -> None:
+        self._queue: list[Job] = []
+        self._num_submitted = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._queue)
+
+    def submit(
+        self,
+        priority: int,
+        work: Callable[[ShouldStop], T],
+        done: Callable[[T | BaseException], None],
+    ) -> Ticket:
+        self._num_submitted += 1
+        job = Job(priority, self._num_submitted, work, done)
+        heapq.heappush(self._queue, job)
+        return job
+
+    def is_ready(self) -> bool:
+        return bool(self._queue)
+
+    def poll(self) -> None:
+        jobs, self._queue = sorted(self._queue), []
+        finish_all(self._run(jobs))
+
+    def _run(self, jobs: list[Job]) -> Iterator[Job]:
+        for job in jobs:  # lazily, so that what one `done` cancels does not run
+            job.run()
+            yield job

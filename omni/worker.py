@@ -1,0 +1,474 @@
+"""Two threads beside the event loop: the engine thread and the parts thread.
+
+The *engine* thread owns the assistant: it takes commands from a bounded inbox, steps while there is
+work, sleeps on a condition when there is none, and hands outputs to each session on its own event
+loop. The *parts* thread runs what takes longer than about 30 ms and cannot be stepped; the engine
+thread never waits for it.
+
+One session's failure ends one session: an exception while a command is taken fails that command's
+response; an exception in a step fails the responses under way; an assistant that goes on failing is
+built again. Knows nothing of sockets or of the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar
+
+from omni.errors import CapacityError, OmniError
+from omni.parts import Job, Parts, ShouldStop, Ticket, finish_all
+from omni.types import (
+    Cancel,
+    Close,
+    Command,
+    Confirm,
+    Done,
+    Failed,
+    Output,
+    Respond,
+    Speculate,
+)
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Deliver = Callable[[Sequence[Output]], None]
+"""Called on the session's event loop with outputs in order."""
+
+State = Literal["loading", "ready", "failed", "stopped"]
+
+MAX_WAITING_PARTS = 64
+"""A session has at most a final pass, a partial pass, a score and a few clauses waiting."""
+
+MAX_PENDING_COMMANDS = 4096
+"""Commands of one session that wait in the inbox; beyond it the session fails.
+
+Connections stop reading long before (see ``Worker.num_pending``), so only a bug gets here.
+"""
+
+MAX_FAILED_STEPS = 3
+"""Steps in a row that raise before the assistant is built again."""
+
+
+class Port(Protocol):
+    """What the worker drives; see :class:`omni.assistant.Assistant`."""
+
+    def submit(self, command: Command) -> None: ...
+
+    def step(self) -> list[Output]: ...
+
+    def has_work(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class ThreadParts:
+    """One thread that runs parts, most urgent first.
+
+    At most ``max_waiting`` parts wait. When full, the least urgent and latest part, waiting or new,
+    is refused: its result is CapacityError.
+
+    Args:
+        on_finished: called on any thread when :meth:`poll` has something to do.
+        initialise: called once on the parts thread before the first part (thread counts).
+    """
+
+    def __init__(
+        self,
+        *,
+        max_waiting: int = MAX_WAITING_PARTS,
+        on_finished: Callable[[], None] = lambda: None,
+        initialise: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.on_finished = on_finished
+        self.num_refused = 0
+        self._max_waiting = max_waiting
+        self._initialise = initialise
+        self._lock = threading.Condition()
+        self._waiting: list[Job] = []
+        self._running: Job | None = None
+        self._finished: list[Job] = []
+        self._num_submitted = 0
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="omni-parts", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Drop what waits, ask the running part to stop and wait for the thread. Idempotent."""
+        with self._lock:
+            self._is_stopping = True
+            self._waiting.clear()
+            if self._running is not None:
+                self._running.is_cancelled = True
+            self._lock.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(
+        self,
+        priority: int,
+        work: Callable[[ShouldStop], T],
+        done: Callable[[T | BaseException], None],
+    ) -> Ticket:
+        refused: Job | None = None
+        with self._lock:
+            self._num_submitted += 1
+            job = Job(priority, self._num_submitted, work, done)
+            heapq.heappush(self._waiting, job)
+            if len(self._waiting) > self._max_waiting:
+                refused = max(self._waiting)
+                self._remove(refused)
+                refused.result = CapacityError(
+                    f"more than {self._max_waiting} parts are waiting; the server is overloaded"
+                )
+                self._finished.append(refused)
+                self.num_refused += 1
+            self._lock.notify()
+        if refused is not None:
+            self.on_finished()
+        return _ThreadTicket(self, job)
+
+    def is_ready(self) -> bool:
+        return bool(self._finished)
+
+    def poll(self) -> None:
+        with self._lock:
+            finished, self._finished = self._finished, []
+        finish_all(finished)
+
+    def forget(self) -> None:
+        """Drop every part, the running one included: no ``done`` of theirs is called any more."""
+        with self._lock:
+            self._waiting.clear()
+            self._finished.clear()
+            if self._running is not None:
+                self._running.is_cancelled = True
+                self._running.done = lambda _: None
+
+    def cancel(self, job: Job) -> None:
+        """Cancel ``job`` wherever it is: waiting, running, or finished and not yet polled."""
+        with self._lock:
+            job.is_cancelled = True
+            if job not in self._waiting:
+                return
+            self._remove(job)
+            self._finished.append(job)
+        self.on_finished()
+
+    def _remove(self, job: Job) -> None:
+        self._waiting.remove(job)
+        heapq.heapify(self._waiting)
+
+    def _run(self) -> None:
+        self._initialise()
+        while True:
+            with self._lock:
+                self._running = None
+                while not self._waiting and not self._is_stopping:
+                    self._lock.wait()
+                if self._is_stopping:
+                    return
+                job = self._running = heapq.heappop(self._waiting)
+            job.run()
+            with self._lock:
+                self._finished.append(job)
+            self.on_finished()
+
+
+@dataclass(frozen=True, slots=True)
+class _ThreadTicket:
+    parts: ThreadParts
+    job: Job
+
+    def cancel(self) -> None:
+        self.parts.cancel(self.job)
+
+
+@dataclass(slots=True)
+class _Client:
+    """A session as the worker knows it. ``num_pending`` is guarded by the worker's lock."""
+
+    deliver: Deliver
+    loop: asyncio.AbstractEventLoop
+    num_pending: int = 0
+    responses: set[str] = field(default_factory=set)  # under way, engine thread only
+    failed: set[str] = field(default_factory=set)  # Failed was sent; swallow what follows
+    is_closed: bool = False  # a Close was submitted or the session failed
+    is_detached: bool = False  # event loop thread only
+
+    def hand_over(self, outputs: Sequence[Output]) -> None:
+        if not self.is_detached:
+            self.deliver(outputs)
+
+
+class Worker:
+    """Runs one assistant on its own thread for any number of sessions.
+
+    Args:
+        build: makes the assistant, on the engine thread; may take seconds (weights, warm-up).
+        parts: where the assistant's heavy work runs; started and stopped with the worker.
+    """
+
+    def __init__(self, build: Callable[[Parts], Port], parts: ThreadParts | None = None) -> None:
+        self._build = build
+        self.parts = parts or ThreadParts()
+        self.parts.on_finished = self._wake
+        self._wakeup = threading.Condition()
+        self._inbox: deque[tuple[str, Command]] = deque()
+        self._clients: dict[str, _Client] = {}
+        self._is_stopping = False
+        self._settled = threading.Event()
+        self._num_failed_steps = 0
+        self._thread = threading.Thread(target=self._run, name="omni-engine", daemon=True)
+        self.state: State = "loading"
+        self.failure: BaseException | None = None
+        """Why ``state`` is ``failed``."""
+
+    # --- called from event loops -----------------------------------------------------------------
+
+    def start(self) -> None:
+        self.parts.start()
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End both threads; sessions hear nothing more. Idempotent."""
+        with self._wakeup:
+            self._is_stopping = True
+            self._wakeup.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        self.parts.stop()
+        if self.state != "failed":
+            self.state = "stopped"
+
+    def wait(self, timeout_s: float | None = None) -> State:
+        """Block until the assistant is built, or has failed to be."""
+        self._settled.wait(timeout_s)
+        return self.state
+
+    def attach(self, session_id: str, deliver: Deliver) -> None:
+        """Begin a session; ``deliver`` gets its outputs on the running event loop."""
+        with self._wakeup:
+            assert session_id not in self._clients, session_id
+            self._clients[session_id] = _Client(deliver, asyncio.get_running_loop())
+
+    def detach(self, session_id: str) -> None:
+        """End a session: nothing is delivered any more; the assistant frees what it holds."""
+        with self._wakeup:
+            client = self._clients.pop(session_id, None)
+            if client is None:
+                return
+            client.is_detached = True
+            if not client.is_closed:
+                client.is_closed = True
+                self._inbox.append((session_id, Close(session_id)))
+                self._wakeup.notify()
+
+    def submit(self, session_id: str, commands: Iterable[Command]) -> None:
+        """Queue ``commands`` in order; never blocks. Unknown sessions are ignored.
+
+        A session with more than MAX_PENDING_COMMANDS waiting fails, and only it.
+        """
+        with self._wakeup:
+            client = self._clients.get(session_id)
+            if client is None or client.is_closed:
+                return
+            if self.state not in ("loading", "ready"):
+                self._fail(session_id, None, "server_error", "the assistant has stopped")
+                return
+            for command in commands:
+                client.num_pending += 1
+                client.is_closed = client.is_closed or isinstance(command, Close)
+                self._inbox.append((session_id, command))
+            if client.num_pending > MAX_PENDING_COMMANDS and not client.is_closed:
+                self._inbox.append((session_id, Close(session_id)))
+                self._fail(
+                    session_id,
+                    None,
+                    "rate_limit_exceeded",
+                    f"more than {MAX_PENDING_COMMANDS} commands are waiting; send more slowly",
+                )
+            self._wakeup.notify()
+
+    def num_pending(self, session_id: str) -> int:
+        """Commands of the session that the engine thread has not taken yet."""
+        client = self._clients.get(session_id)
+        return client.num_pending if client is not None else 0
+
+    # --- the engine thread -----------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        with self._wakeup:
+            self._wakeup.notify()
+
+    def _run(self) -> None:
+        assistant = self._make()
+        while assistant is not None:
+            with self._wakeup:
+                while not (
+                    self._is_stopping
+                    or self._inbox
+                    or self.parts.is_ready()
+                    or assistant.has_work()
+                ):
+                    self._wakeup.wait()
+                if self._is_stopping:
+                    break
+                batch = list(self._inbox)
+                self._inbox.clear()
+                for session_id, _ in batch:
+                    if client := self._clients.get(session_id):
+                        client.num_pending -= 1
+            for session_id, command in batch:
+                self._take(assistant, session_id, command)
+            if not self._step(assistant):
+                self._close(assistant)
+                assistant = self._make()
+        if assistant is not None:
+            self._close(assistant)
+
+    def _make(self) -> Port | None:
+        """Build the assistant; on failure the worker is dead and says why."""
+        self.state = "loading"
+        self._num_failed_steps = 0
+        try:
+            assistant = self._build(self.parts)
+        except BaseException as error:  # kept: /readyz and omni serve show it
+            if not isinstance(error, OmniError):
+                logger.exception("the assistant could not be built")
+            self.failure = error
+            self.state = "failed"
+            self._settled.set()
+            self._fail_everybody()
+            return None
+        self.state = "ready"
+        self._settled.set()
+        return assistant
+
+    def _close(self, assistant: Port) -> None:
+        try:
+            assistant.close()
+        except Exception:
+            logger.exception("the assistant could not be closed")
+        self.parts.forget()
+
+    def _take(self, assistant: Port, session_id: str, command: Command) -> None:
+        client = self._clients.get(session_id)
+        response_id = getattr(command, "response_id", None)
+        if client is not None and isinstance(command, Respond | Speculate):
+            client.responses.add(command.response_id)
+        has_failed = client is not None and response_id in client.failed
+        if has_failed and isinstance(command, Confirm | Cancel):
+            return
+        try:
+            assistant.submit(command)
+        except Exception as error:
+            if not isinstance(error, OmniError):
+                logger.exception("%s failed", type(command).__name__)
+            code, message = _explain(error)
+            if response_id is None:
+                self._close_session(assistant, session_id)
+            with self._wakeup:
+                self._fail(session_id, response_id, code, message)
+
+    def _step(self, assistant: Port) -> bool:
+        """One step and its deliveries; False if the assistant must be built again."""
+        try:
+            outputs = assistant.step()
+        except Exception as error:
+            self._num_failed_steps += 1
+            logger.exception("a step failed (%d in a row)", self._num_failed_steps)
+            if self._num_failed_steps >= MAX_FAILED_STEPS:
+                self._fail_everybody()
+                return False
+            self._fail_responses(assistant, *_explain(error))
+            return True
+        self._num_failed_steps = 0
+        self._deliver(outputs)
+        return True
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        batches: dict[str, list[Output]] = {}
+        for output in outputs:
+            client = self._clients.get(output.session_id)
+            if client is None:
+                continue
+            if isinstance(output, Done | Failed) and output.response_id is not None:
+                client.responses.discard(output.response_id)
+                if output.response_id in client.failed:
+                    client.failed.discard(output.response_id)
+                    continue
+            if getattr(output, "response_id", None) in client.failed:
+                continue
+            batches.setdefault(output.session_id, []).append(output)
+        with self._wakeup:
+            for session_id, batch in batches.items():
+                self._send(session_id, batch)
+
+    def _fail_responses(self, assistant: Port, code: str, message: str) -> None:
+        """A step failed and does not say whose it was: end every response that is under way."""
+        for session_id, client in list(self._clients.items()):
+            for response_id in list(client.responses):
+                try:
+                    assistant.submit(Cancel(session_id, response_id))
+                except Exception:
+                    logger.exception("a failed response could not be cancelled")
+                with self._wakeup:
+                    self._fail(session_id, response_id, code, message)
+
+    def _fail_everybody(self) -> None:
+        with self._wakeup:
+            self._inbox.clear()
+            for session_id in list(self._clients):
+                self._fail(session_id, None, "server_error", "the assistant had to be restarted")
+
+    def _close_session(self, assistant: Port, session_id: str) -> None:
+        try:
+            assistant.submit(Close(session_id))
+        except Exception:
+            logger.exception("a failed session could not be closed")
+
+    # --- both; the lock is held ------------------------------------------------------------------
+
+    def _fail(self, session_id: str, response_id: str | None, code: str, message: str) -> None:
+        client = self._clients.get(session_id)
+        if client is None:
+            return
+        if response_id is None:
+            client.is_closed = True
+        else:
+            client.responses.discard(response_id)
+            client.failed.add(response_id)
+        self._send(session_id, [Failed(session_id, response_id, code, message)])
+
+    def _send(self, session_id: str, outputs: list[Output]) -> None:
+        client = self._clients.get(session_id)
+        if client is None:
+            return
+        try:
+            client.loop.call_soon_threadsafe(client.hand_over, outputs)
+        except RuntimeError:  # its event loop has ended, and the session with it
+            self._clients.pop(session_id, None)
+            self._inbox.append((session_id, Close(session_id)))
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """(code, message) for the client; only our own errors are worded for others to read."""
+    if isinstance(error, CapacityError):
+        return "rate_limit_exceeded", str(error)
+    if isinstance(error, OmniError):
+        return "server_error", str(error)
+    return "server_error", "the assistant failed; the server's log has the details"
