@@ -1,0 +1,320 @@
+"""Speech to text for one window of audio: Whisper, decoded greedily, with drafts.
+
+A streaming pass hears nearly the same audio as the pass before it, so its text is given as a
+*draft* and verified in one forward pass; only what differs is decoded token by token. The result
+is that of decoding without a draft. Called by :mod:`omni_encoders.audio`; knows no streams.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from omni.errors import CancelledError, InputError, ModelError
+from omni_encoders import checkpoint
+from omni_encoders.alignment import FRAME_MS, token_starts
+from omni_encoders.features import HOP_SAMPLES, SAMPLE_RATE_HZ, log_mel
+from omni_encoders.vocabulary import Vocabulary
+from omni_encoders.whisper import FRAMES_PER_MEL, MAX_MEL_FRAMES, DecoderState, Heard, Whisper
+
+MIN_WINDOW_S = 10.0
+PAD_S = 2.0  # with 1 s of padding Whisper repeats itself endlessly
+MAX_AUDIO_S = MAX_MEL_FRAMES * HOP_SAMPLES / SAMPLE_RATE_HZ
+
+_MAX_TOKENS = 224  # half of the decoder's positions, as in openai/whisper
+_TOKENS_PER_S = 12.0  # nobody speaks faster: bounds a runaway window
+_OTHER_LANGUAGE_PROBABILITY = 0.6  # needed to believe that the speech is not English
+_MAX_COMPRESSION_RATIO = 2.4  # above it the text repeats itself (openai/whisper)
+_LOOP_REPEATS = {1: 8, 2: 6, 3: 5}  # period in tokens -> repeats that are a loop; longer: 4
+_LONGEST_LOOP_TOKENS = 24
+_SAMPLES_PER_FRAME = HOP_SAMPLES * FRAMES_PER_MEL
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word with its leading space and punctuation; times count from the window's start."""
+
+    text: str
+    start_ms: int
+    end_ms: int
+    confidence: float  # geometric mean of its tokens' probabilities
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """What was recognised in one window. ``tokens`` may be the next pass's draft."""
+
+    tokens: tuple[int, ...]
+    text: str
+    words: tuple[Word, ...]
+    language: str
+    no_speech_probability: float
+    average_logprob: float
+    is_repetitive: bool  # a loop was cut, or the text compresses like one
+    num_forward_passes: int  # decoder passes; a fully right draft needs one
+
+
+@dataclass(slots=True)
+class _Decoded:
+    """Tokens decided so far, each with its log probability and alignment row [heads, T]."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    attention: list[Tensor]
+    num_passes: int = 0
+    ended: bool = False
+    looped: bool = False
+
+
+def _never() -> bool:
+    return False
+
+
+class Recogniser:
+    """Whisper from a faster-whisper folder. One pass at a time: not for concurrent calls."""
+
+    def __init__(self, folder: Path, *, threads: int = 0) -> None:
+        """Load ``model.bin``, ``config.json`` and ``tokenizer.json`` of ``folder``.
+
+        ``threads``: torch threads of a pass, set in the thread that runs it; 0 leaves them.
+
+        Raises:
+            ModelError: a file is missing, corrupt, or not Whisper's.
+        """
+        folder = Path(folder)
+        self._threads = threads
+        config = _read_config(folder / "config.json")
+        self._vocabulary = Vocabulary(folder / "tokenizer.json")
+        heads = [(int(layer), int(head)) for layer, head in config.get("alignment_heads", [])]
+        arrays = checkpoint.read(folder / "model.bin", spec="WhisperSpec")
+        self._model = Whisper(arrays, heads or None)
+        size = self._model.vocabulary_size
+        self._is_multilingual = size > 51864  # English-only checkpoints have one token fewer
+        self._suppressed = _mask(size, config.get("suppress_ids", []))
+        # Timestamps are not asked for: nothing above <|notimestamps|> may come.
+        self._suppressed[self._vocabulary.no_timestamps :] = -math.inf
+        self._suppressed_first = _mask(size, config.get("suppress_ids_begin", []))
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return tuple(self._vocabulary.languages) if self._is_multilingual else ("en",)
+
+    def transcribe(
+        self,
+        audio: NDArray[np.float32],
+        *,
+        draft: Sequence[int] = (),
+        prefix: Sequence[int] = (),
+        should_stop: Callable[[], bool] = _never,
+        language: str | None = None,
+    ) -> Transcript:
+        """Recognise ``audio`` [n], 16 kHz in [-1, 1], at most 30 s.
+
+        Args:
+            draft: tokens that are probably right; saves time, never changes the result.
+            prefix: tokens that the transcript must begin with.
+            should_stop: asked between layers and tokens.
+            language: a code like "en"; None means English unless another is clearly heard.
+
+        Raises:
+            CancelledError: ``should_stop()`` became true.
+            InputError: too long, or an unknown language.
+        """
+        if len(audio) > MAX_AUDIO_S * SAMPLE_RATE_HZ:
+            raise InputError(
+                f"{len(audio) / SAMPLE_RATE_HZ:.1f} s of audio, expected at most {MAX_AUDIO_S:.0f}"
+            )
+        if language is not None and language not in self.languages:
+            raise InputError(f"language {language!r} is not one of {', '.join(self.languages)}")
+        if self._threads and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        mel = log_mel(audio, window_mel_frames(len(audio)), self._model.num_mels)
+        heard = self._model.encode(mel, should_stop)
+        limit = min(_MAX_TOKENS, int(_TOKENS_PER_S * len(audio) / SAMPLE_RATE_HZ) + 16)
+        with torch.inference_mode():
+            return self._transcribe(heard, len(audio), draft, prefix, should_stop, language, limit)
+
+    def _transcribe(
+        self,
+        heard: Heard,
+        num_samples: int,
+        draft: Sequence[int],
+        prefix: Sequence[int],
+        should_stop: Callable[[], bool],
+        language: str | None,
+        limit: int,
+    ) -> Transcript:
+        assumed = language or "en"
+        state = self._model.open()
+        hidden, _ = self._model.decode([self._vocabulary.start], state, heard)
+        first = self._model.logits(hidden)[0].softmax(-1)
+        if language is None and self._is_multilingual:
+            assumed = self._detect(first)
+        decoded = self._decode(state, heard, assumed, draft, prefix, should_stop, limit)
+        no_speech = self._vocabulary.no_speech
+        return self._describe(
+            decoded,
+            language=assumed,
+            no_speech=float(first[no_speech]) if no_speech is not None else 0.0,
+            num_frames=-(-num_samples // _SAMPLES_PER_FRAME),
+        )
+
+    def _detect(self, first: Tensor) -> str:
+        """The language, from the probabilities [V] behind the start token; English in doubt."""
+        names = list(self._vocabulary.languages)
+        probabilities = first[list(self._vocabulary.languages.values())]
+        best = int(probabilities.argmax())
+        share = float(probabilities[best] / probabilities.sum())
+        return names[best] if share >= _OTHER_LANGUAGE_PROBABILITY else "en"
+
+    def _decode(
+        self,
+        state: DecoderState,
+        heard: Heard,
+        language: str,
+        draft: Sequence[int],
+        prefix: Sequence[int],
+        should_stop: Callable[[], bool],
+        limit: int,
+    ) -> _Decoded:
+        """Greedy decoding behind the start token, ``prefix`` forced, drafts verified in batches."""
+        vocabulary = self._vocabulary
+        out = _Decoded(tokens=[], logprobs=[], attention=[])
+        limit = min(limit + len(prefix), self._model.max_positions - 4)
+        pending = [vocabulary.no_timestamps]
+        if self._is_multilingual:
+            pending = [vocabulary.languages[language], vocabulary.transcribe, *pending]
+        guess = [*prefix, *draft[len(prefix) :]][: limit - 1]
+        while not out.ended:
+            if should_stop():
+                raise CancelledError("the recogniser's pass was stopped")
+            hidden, attention = self._model.decode([*pending, *guess], state, heard)
+            out.num_passes += 1
+            behind = len(pending) - 1  # row that predicts the first new token
+            logits = self._model.logits(hidden[behind:]) + self._suppressed
+            if not out.tokens:
+                logits[0] += self._suppressed_first
+            chosen = logits.argmax(-1)
+            logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+            candidates, confidences = chosen.tolist(), logprobs.tolist()
+            num_agreed = 0
+            for i, token in enumerate(candidates):
+                is_forced = len(out.tokens) < len(prefix)
+                if is_forced:
+                    token = prefix[len(out.tokens)]
+                self._accept(out, token, confidences[i], attention[behind + i], limit)
+                if out.ended or i == len(guess) or guess[i] != token:
+                    break
+                num_agreed += 1
+            state.length -= len(guess) - num_agreed
+            pending = out.tokens[-1:]
+            guess = _rest_of_draft(guess[num_agreed:], out.tokens)
+        return out
+
+    def _accept(
+        self, out: _Decoded, token: int, logprob: float, attention: Tensor, limit: int
+    ) -> None:
+        """Append one decided token to ``out`` and see whether the transcript ends with it."""
+        out.logprobs.append(logprob)
+        out.attention.append(attention)
+        if token == self._vocabulary.end:
+            out.ended = True
+            return
+        out.tokens.append(token)
+        if excess := _loop_tokens(out.tokens):
+            kept = len(out.tokens) - excess
+            del out.tokens[kept:], out.logprobs[kept:], out.attention[kept:]
+            out.looped = out.ended = True
+        elif len(out.tokens) >= limit:
+            out.ended = True
+
+    def _describe(
+        self, out: _Decoded, *, language: str, no_speech: float, num_frames: int
+    ) -> Transcript:
+        vocabulary = self._vocabulary
+        text = vocabulary.text(out.tokens)
+        words: list[Word] = []
+        if out.tokens:
+            starts = token_starts(torch.stack(out.attention), num_frames)
+            for piece in vocabulary.words(out.tokens, language):
+                last = int(starts[piece.stop]) if piece.stop < len(starts) else num_frames
+                logprob = sum(out.logprobs[piece]) / (piece.stop - piece.start)
+                words.append(
+                    Word(
+                        text=vocabulary.text(out.tokens[piece]),
+                        start_ms=int(starts[piece.start]) * FRAME_MS,
+                        end_ms=last * FRAME_MS,
+                        confidence=math.exp(logprob),
+                        tokens=tuple(out.tokens[piece]),
+                    )
+                )
+        data = text.encode()
+        compression = len(data) / len(zlib.compress(data)) if data else 0.0
+        return Transcript(
+            tokens=tuple(out.tokens),
+            text=text.strip(),
+            words=tuple(words),
+            language=language,
+            no_speech_probability=no_speech,
+            average_logprob=sum(out.logprobs) / max(1, len(out.logprobs)),
+            is_repetitive=out.looped or compression > _MAX_COMPRESSION_RATIO,
+            num_forward_passes=out.num_passes,
+        )
+
+
+def window_mel_frames(num_samples: int) -> int:
+    """Length of the padded window in mel frames (even): max(10 s, audio + 2 s), at most 30 s."""
+    seconds = max(MIN_WINDOW_S, num_samples / SAMPLE_RATE_HZ + PAD_S)
+    frames = math.ceil(seconds * SAMPLE_RATE_HZ / _SAMPLES_PER_FRAME) * FRAMES_PER_MEL
+    return min(frames, MAX_MEL_FRAMES)
+
+
+def _rest_of_draft(draft: Sequence[int], decided: Sequence[int]) -> list[int]:
+    """What of ``draft`` may still come true after a token that it did not foresee.
+
+    A changed word or comma leaves the words behind it likely: look for the decided token among
+    the next few drafted ones, else take the draft's token as replaced by it.
+    """
+    if len(draft) < 2 or not decided:
+        return []
+    for i, token in enumerate(draft[:4]):
+        if token == decided[-1]:
+            return list(draft[i + 1 :])
+    return []
+
+
+def _loop_tokens(tokens: Sequence[int]) -> int:
+    """Number of trailing tokens that only repeat what stands before them; 0 if it is no loop."""
+    for period in range(1, min(_LONGEST_LOOP_TOKENS, len(tokens) // 4) + 1):
+        repeats = _LOOP_REPEATS.get(period, 4)
+        span = tokens[-period * repeats :]
+        if len(span) == period * repeats and span[period:] == span[:-period]:
+            return period * (repeats - 1)
+    return 0
+
+
+def _mask(size: int, suppressed: Sequence[int]) -> Tensor:
+    """Additive mask [V]: minus infinity at ``suppressed``."""
+    mask = torch.zeros(size)
+    mask[[i for i in suppressed if 0 <= i < size]] = -math.inf
+    return mask
+
+
+def _read_config(path: Path) -> dict[str, list[int]]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}; run: omni fetch") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds {type(config).__name__}, expected an object")
+    return config
