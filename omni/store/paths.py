@@ -1,0 +1,102 @@
+"""Where models lie in the store, and whether they are whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from omni.errors import ModelError
+from omni.store.manifest import MANIFEST, File, Manifest
+
+CHUNK_BYTES = 2**20
+
+
+def folder(name: str, home: Path) -> Path:
+    """Where the model ``name`` lies or would lie."""
+    return home / "models" / name
+
+
+def missing_files(name: str, home: Path, manifest: Manifest = MANIFEST) -> tuple[File, ...]:
+    """The files of ``name`` that are not there at their full size.
+
+    A quick check: only whole, verified files are ever renamed into place, so size tells.
+
+    Raises:
+        ModelError: no such model in the manifest.
+    """
+
+    def size(path: Path) -> int:
+        return path.stat().st_size if path.is_file() else -1
+
+    at = folder(name, home)
+    return tuple(file for file in manifest.get(name).files if size(at / file.path) != file.size)
+
+
+def is_present(name: str, home: Path, manifest: Manifest = MANIFEST) -> bool:
+    """Whether all files of ``name`` are in the store."""
+    return not missing_files(name, home, manifest)
+
+
+def path(name: str, home: Path, manifest: Manifest = MANIFEST) -> Path:
+    """The folder of the model ``name`` in the store.
+
+    Raises:
+        ModelError: no such model, or it has not been fetched; the message says what to do.
+    """
+    if missing := missing_files(name, home, manifest):
+        raise ModelError(
+            f"{name} is not in the model store ({missing[0].path} is missing in "
+            f"{folder(name, home)}); run `omni fetch {name}`"
+        )
+    return folder(name, home)
+
+
+def find(name_or_path: str, home: Path, manifest: Manifest = MANIFEST) -> Path:
+    """What a setting means: a model's name, or a path to one's own file or folder.
+
+    Returns the model's folder in the store, or the path. A name of the manifest always wins;
+    anything else with a separator or a suffix is taken for a path.
+
+    Raises:
+        ModelError: neither a name nor an existing path, or a model not fetched yet.
+    """
+    if name_or_path in manifest.models:
+        return path(name_or_path, home, manifest)
+    own = Path(name_or_path).expanduser()
+    if own.exists():
+        return own
+    if own.parent != Path() or own.suffix in {".gguf", ".bin", ".onnx", ".safetensors"}:
+        raise ModelError(f"there is no file or folder {own}")
+    return path(name_or_path, home, manifest)  # raises, naming the nearest model
+
+
+def read_chunks(file: Path, num_bytes: int | None = None) -> Iterator[bytes]:
+    """The first ``num_bytes`` of ``file`` (all of it by default), in pieces of at most 1 MiB."""
+    left = num_bytes if num_bytes is not None else file.stat().st_size
+    with file.open("rb") as stream:
+        while left > 0 and (chunk := stream.read(min(CHUNK_BYTES, left))):
+            left -= len(chunk)
+            yield chunk
+
+
+def sha256_of(file: Path) -> str:
+    """The sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    for chunk in read_chunks(file):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def remove_corrupt(name: str, home: Path, manifest: Manifest = MANIFEST) -> tuple[str, ...]:
+    """Hash every file of ``name`` that is in the store; delete those that are not as published.
+
+    Returns the paths that were deleted, relative to the model's folder.
+    """
+    removed = []
+    for file in manifest.get(name).files:
+        at = folder(name, home) / file.path
+        if at.is_file() and sha256_of(at) != file.sha256:
+            at.unlink()
+            removed.append(file.path)
+    return tuple(removed)
