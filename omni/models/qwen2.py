@@ -1,0 +1,35 @@
+"""Qwen2 and Qwen2.5: bias on query, key and value; ChatML with tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omni.models import family
+from omni.models.backbone import BackboneConfig
+from omni.models.template import ChatTemplate
+from omni.models.tokenizer import Tokenizer
+from omni.models.weights import Entry
+
+
+class Qwen2:
+    """Reference: transformers ``models/qwen2``; llama.cpp's ``LLM_ARCH_QWEN2``."""
+
+    ignored_tensors: frozenset[str] = frozenset()
+
+    def config_from_gguf(
+        self, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]
+    ) -> BackboneConfig:
+        return family.config_from_gguf(metadata, tensors, "qwen2")
+
+    def config_from_hf(self, config: Mapping[str, Any]) -> BackboneConfig:
+        return family.config_from_hf(config, qkv_bias=True)
+
+    def plan(self, config: BackboneConfig, source: family.Format) -> list[Entry]:
+        return family.decoder_plan(config, source)
+
+    def template(self, tokenizer: Tokenizer) -> ChatTemplate:
+        return ChatTemplate(
+            tokenizer,
+            default_system=("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+        )

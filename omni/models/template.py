@@ -1,0 +1,170 @@
+"""The ChatML chat template with tools: a conversation to token ids, message by message.
+
+Called by :mod:`omni.assistant`, which renders, compares with what the engine has computed and
+extends. Every method returns whole runs of tokens that concatenate to the rendered conversation, so
+a user's words can be put in as they are heard and an answer by the very ids that were generated.
+Only the template writes special tokens; whatever a person, a tool or instructions say stays text.
+
+Source: the ``tokenizer.chat_template`` of Qwen2.5 and SmolLM2 (tests compare with both).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+
+from omni.errors import ModelError
+from omni.models.tokenizer import Tokenizer
+from omni.types import AudioPart, CallPart, Conversation, Message, ResultPart, TextPart, ToolSpec
+
+TextOf = Callable[[AudioPart], str]
+"""What the user said in one spoken turn."""
+
+_TOOLS_BEFORE = (
+    "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+)
+_TOOLS_AFTER = (
+    "\n</tools>\n\n"
+    "For each function call, return a json object with function name and arguments within "
+)
+
+
+class ChatTemplate:
+    """Renders conversations for one tokenizer.
+
+    ``default_system`` is the system prompt of a conversation without instructions (the families'
+    own templates do the same). ``stop_ids`` end an answer.
+
+    Raises:
+        ModelError: the tokenizer lacks ChatML's tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, default_system: str) -> None:
+        self._tokenizer = tokenizer
+        self._default_system = default_system
+        special = tokenizer.special_ids
+        try:
+            self._start, self._end = special["<|im_start|>"], special["<|im_end|>"]
+        except KeyError as error:
+            raise ModelError(f"the tokenizer has no {error} token: not a ChatML model") from None
+        ends = (self._end, special.get("<|endoftext|>", self._end))
+        self.stop_ids: frozenset[int] = frozenset(ends)
+        self._call: str | int = special.get("<tool_call>", "<tool_call>")
+        self._call_end: str | int = special.get("</tool_call>", "</tool_call>")
+
+    def system(self, conversation: Conversation) -> list[int]:
+        """The system block: instructions (or the default) and the tools on offer."""
+        text = conversation.instructions or self._default_system
+        pieces: list[str | int] = [self._start, "system\n" + text]
+        if conversation.tools:
+            pieces.append(_TOOLS_BEFORE)
+            pieces += ["\n" + _json(_tool(tool)) for tool in conversation.tools]
+            pieces += [_TOOLS_AFTER, self._call, self._call_end, " XML tags:\n", self._call]
+            pieces += ['\n{"name": <function-name>, "arguments": <args-json-object>}\n']
+            pieces.append(self._call_end)
+        return self._tokenizer.encode_pieces([*pieces, self._end, "\n"])
+
+    def user_header(self) -> list[int]:
+        """What stands before a user's words."""
+        return self._header("user")
+
+    def user_end(self) -> list[int]:
+        """What stands after a user's words."""
+        return self._tokenizer.encode_pieces([self._end, "\n"])
+
+    def assistant_header(self) -> list[int]:
+        """What stands before an answer: append it to have one generated."""
+        return self._header("assistant")
+
+    def assistant_end(self) -> list[int]:
+        """What stands after an answer (its own stop token not included)."""
+        return self.user_end()
+
+    def message(self, message: Message, text_of: TextOf) -> list[int]:
+        """One message; a user's is ``user_header() + encode(words) + user_end()``."""
+        match message.role:
+            case "user" | "system":
+                text = words(message, text_of)
+                body = self._tokenizer.encode(text) if text else []
+                return self._header(message.role) + body + self.user_end()
+            case "assistant":
+                return self._assistant(message, text_of)
+            case "tool":
+                return self._tool_results([message])
+
+    def render(self, conversation: Conversation, text_of: TextOf) -> list[int]:
+        """The whole conversation, without the header of an answer to come."""
+        ids = self.system(conversation)
+        for run in merge_results(conversation.messages):
+            ids += self._tool_results(run) if len(run) > 1 else self.message(run[0], text_of)
+        return ids
+
+    def _header(self, role: str) -> list[int]:
+        return self._tokenizer.encode_pieces([self._start, role + "\n"])
+
+    def _assistant(self, message: Message, text_of: TextOf) -> list[int]:
+        calls = [part for part in message.parts if isinstance(part, CallPart)]
+        text = words(message, text_of)
+        pieces: list[str | int] = []
+        for call in calls:
+            name, arguments = json.dumps(call.name, ensure_ascii=False), _arguments(call)
+            body = f'\n{{"name": {name}, "arguments": {arguments}}}\n'
+            pieces += ["\n", self._call, body, self._call_end]
+        if text or not calls:
+            head = self._header("assistant") + (self._tokenizer.encode(text) if text else [])
+        else:
+            head = [self._start]
+            pieces.insert(0, "assistant")
+        return head + self._tokenizer.encode_pieces(pieces) + self.assistant_end()
+
+    def _tool_results(self, messages: Iterable[Message]) -> list[int]:
+        pieces: list[str | int] = [self._start, "user"]
+        for message in messages:
+            for part in message.parts:
+                if isinstance(part, ResultPart):
+                    pieces.append(f"\n<tool_response>\n{part.output}\n</tool_response>")
+        return self._tokenizer.encode_pieces([*pieces, self._end, "\n"])
+
+
+def merge_results(messages: Iterable[Message]) -> list[list[Message]]:
+    """Messages as runs: neighbouring tool results share one user turn, all others stand alone."""
+    runs: list[list[Message]] = []
+    for message in messages:
+        if message.role == "tool" and runs and runs[-1][-1].role == "tool":
+            runs[-1].append(message)
+        else:
+            runs.append([message])
+    return runs
+
+
+def words(message: Message, text_of: TextOf) -> str:
+    """What a message says: its texts and spoken turns, a line each."""
+    said = []
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            said.append(part.text)
+        elif isinstance(part, AudioPart):
+            said.append(text_of(part))
+    return "\n".join(said)
+
+
+def _tool(tool: ToolSpec) -> dict[str, object]:
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": tool.parameters,
+    }
+    return {"type": "function", "function": function}
+
+
+def _arguments(call: CallPart) -> str:
+    """Arguments in the template's spelling; text that is not JSON stays as it is."""
+    try:
+        return _json(json.loads(call.arguments))
+    except ValueError:
+        return call.arguments
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
