@@ -1,0 +1,148 @@
+"""uvicorn as we need it: our own socket, connections that can be dropped, and an orderly end.
+
+Called by :mod:`omni.cli.serve` and the tests. Knows HTTP and WebSocket plumbing, not the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+from omni.config import ServerConfig
+from omni.errors import ConfigError
+from omni_streaming.connection import ABORT
+
+logger = logging.getLogger(__name__)
+
+PING_S = 20.0  # below the 30 s after which proxies drop silent connections
+ENVELOPE_BYTES = 64 * 1024  # of an append event around its base64
+SHUTDOWN_S = 5  # for connections to end once they have been told to
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's protocol, with two holes closed.
+
+    A client that vanished or does not read keeps uvicorn's connection (and our session) until TCP
+    gives up, because ``transport.close()`` waits for the unread bytes: such a one is aborted.
+    """
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if hasattr(self, "scope"):  # the handshake was valid
+            self.scope["extensions"][ABORT] = {"abort": self.transport.abort}
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.transport.abort()
+
+
+class Listener(uvicorn.Server):
+    """Serves one app on one bound socket until told to stop.
+
+    Args:
+        drain: awaited after the socket has stopped accepting and before connections are closed.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServerConfig,
+        listening: socket.socket,
+        drain: Callable[[], Awaitable[None]],
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                ws=WebSocketProtocol,
+                ws_max_size=config.max_append_bytes + ENVELOPE_BYTES,
+                ws_ping_interval=PING_S,
+                ws_ping_timeout=PING_S,
+                ws_per_message_deflate=False,
+                timeout_graceful_shutdown=SHUTDOWN_S,
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                log_level=logging.WARNING,
+                server_header=False,
+            )
+        )
+        self._listening = listening
+        self._drain = drain
+
+    @property
+    def url(self) -> str:
+        """``http://HOST:PORT`` as a browser on this machine reaches it."""
+        host, port = self._listening.getsockname()[:2]
+        if host in ("0.0.0.0", "::"):
+            host = "127.0.0.1"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def run_until_stopped(self) -> None:
+        """Serve until SIGINT, SIGTERM or :meth:`stop`; then drain and return."""
+        await self.serve(sockets=[self._listening])
+
+    def stop(self) -> None:
+        """End :meth:`run_until_stopped` soon. Call on the loop's thread."""
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self._drain()
+        await super().shutdown(sockets=sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the server in order; a second one ends it at once.
+
+        uvicorn's own version raises the signal again at the end, which turns every orderly stop
+        into a death by signal.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            logger.info("stopping: answers under way may finish (again to stop at once)")
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address before anything slow happens; port 0 takes any free one.
+
+    Raises:
+        ConfigError: the port is in use, or the host is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} on {host} is in use: stop what listens there, or choose another "
+                f"with --port"
+            ) from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error

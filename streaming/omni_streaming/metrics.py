@@ -1,0 +1,166 @@
+"""What the server counts and times, in Prometheus' text format at ``GET /metrics``.
+
+One :class:`Metrics` per server, with its own registry; :class:`SessionMetrics` watches one
+session's events, commands and outputs, so that nothing else has to remember to count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from omni.types import (
+    OUTPUT_RATE_HZ,
+    AudioDelta,
+    Cancel,
+    Command,
+    Confirm,
+    Done,
+    Output,
+    Speculate,
+    Usage,
+)
+
+LATENCY_BUCKETS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+
+
+class Metrics:
+    """The instruments of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.sessions = Gauge("omni_sessions", "Open sessions.", registry=self.registry)
+        self.ended = Counter(
+            "omni_sessions_ended", "Sessions by close code.", ["code"], registry=self.registry
+        )
+        self.refused = Counter(
+            "omni_refused", "Connections refused, by error code.", ["code"], registry=self.registry
+        )
+        self.errors = Counter(
+            "omni_errors", "Error events sent, by code.", ["code"], registry=self.registry
+        )
+        self.turns = Counter("omni_turns", "User turns committed.", registry=self.registry)
+        self.barge_ins = Counter(
+            "omni_barge_ins", "Responses the user interrupted.", registry=self.registry
+        )
+        self.responses = Counter(
+            "omni_responses", "Responses by final status.", ["status"], registry=self.registry
+        )
+        self.speculations = Counter(
+            "omni_speculations",
+            "Speculative answers: confirmed is a hit.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.tokens = Counter(
+            "omni_tokens",
+            "Tokens the engine processed; cached ones were already computed.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.audio = Counter(
+            "omni_audio_seconds", "Audio heard and spoken.", ["direction"], registry=self.registry
+        )
+        self.first_audio = Histogram(
+            "omni_first_audio_seconds",
+            "From the last frame of the user's speech to the first audio delta written.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.first_delta = Histogram(
+            "omni_first_delta_seconds",
+            "From response.created to the first text or audio delta.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.pauses = Counter(
+            "omni_send_pauses", "Times generation paused for a slow client.", registry=self.registry
+        )
+        self.dropped = Counter(
+            "omni_send_dropped",
+            "Audio deltas dropped unsent because their response was cancelled.",
+            registry=self.registry,
+        )
+
+    def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Add a gauge that is read when asked for."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class SessionMetrics:
+    """Watches one session. Times are monotonic seconds, passed in."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._speculations: set[str] = set()
+        self._created_s: dict[str, float] = {}
+        self._voice_s: float | None = None
+        self._turn_ended_s: float | None = None
+
+    def voice(self, now_s: float) -> None:
+        """A frame that is speech has just come in."""
+        self._voice_s = now_s
+
+    def heard(self, seconds: float) -> None:
+        """Audio has come in."""
+        self._metrics.audio.labels("in").inc(seconds)
+
+    def command(self, command: Command) -> None:
+        match command:
+            case Speculate():
+                self._speculations.add(command.response_id)
+            case Confirm() if command.response_id in self._speculations:
+                self._speculations.discard(command.response_id)
+                self._metrics.speculations.labels("confirmed").inc()
+            case Cancel() if command.response_id in self._speculations:
+                self._speculations.discard(command.response_id)
+                self._metrics.speculations.labels("dropped").inc()
+
+    def output(self, output: Output) -> None:
+        match output:
+            case Done():
+                self._tokens(output.usage)
+            case AudioDelta():
+                self._metrics.audio.labels("out").inc(len(output.pcm) / 2 / OUTPUT_RATE_HZ)
+
+    def event(self, event: Mapping[str, Any], now_s: float) -> None:
+        """An event is about to be queued for the client."""
+        kind: str = event["type"]
+        if kind == "error":
+            self._metrics.errors.labels(event["error"].get("code") or "none").inc()
+        elif kind == "input_audio_buffer.speech_stopped":
+            self._turn_ended_s = self._voice_s
+        elif kind == "input_audio_buffer.committed":
+            self._metrics.turns.inc()
+        elif kind == "response.created":
+            self._created_s[event["response"]["id"]] = now_s
+        elif kind == "response.done":
+            self._done(event["response"])
+        elif kind.endswith(".delta") and "response_id" in event:
+            created_s = self._created_s.get(event["response_id"])
+            if created_s is not None and created_s >= 0:
+                self._metrics.first_delta.observe(now_s - created_s)
+                self._created_s[event["response_id"]] = -1  # counted
+            if kind == "response.output_audio.delta" and self._turn_ended_s is not None:
+                self._metrics.first_audio.observe(now_s - self._turn_ended_s)
+                self._turn_ended_s = None
+
+    @property
+    def active_responses(self) -> int:
+        return len(self._created_s)
+
+    def _done(self, response: Mapping[str, Any]) -> None:
+        self._created_s.pop(response["id"], None)
+        self._metrics.responses.labels(response["status"]).inc()
+        details = response.get("status_details") or {}
+        if details.get("reason") == "turn_detected":
+            self._metrics.barge_ins.inc()
+
+    def _tokens(self, usage: Usage) -> None:
+        for kind in ("input_text", "input_audio", "cached", "output_text", "output_audio"):
+            self._metrics.tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
