@@ -1,0 +1,111 @@
+"""Turns the chunks of a step into one :class:`~omni.models.batch.Batch` and runs the backbone.
+
+Called by :mod:`omni.engine.engine`; knows nothing of sampling or policy. Sequences are laid end to
+end; token ids, positions and logits rows become one tensor each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from omni.engine.scheduler import Chunk
+from omni.engine.sequence import Sequence
+from omni.engine.state import State
+from omni.models.batch import Backbone, Batch, StateView
+
+
+class Runner:
+    """Runs ``backbone`` on ``view``, in the caller's thread."""
+
+    def __init__(self, backbone: Backbone, view: StateView) -> None:
+        self._backbone = backbone
+        self._view = view
+
+    def run(self, chunks: Seq[Chunk]) -> torch.Tensor:
+        """Compute ``chunks`` into the state; their sequences are not changed.
+
+        Returns logits [R, vocab_size] fp32, one row for each sampled chunk in order.
+        """
+        with torch.inference_mode():
+            return self._backbone.forward(self._batch(chunks), self._view)
+
+    def _batch(self, chunks: Seq[Chunk]) -> Batch:
+        token_ids: list[int] = []
+        cu_seqlens = [0]
+        num_computed = []
+        page_table = []
+        logits_rows = []
+        page_tokens = self._view.page_tokens
+        has_spans = False
+        for chunk in chunks:
+            state = chunk.sequence.state
+            start = state.num_computed
+            end = start + chunk.num_tokens
+            token_ids += state.token_ids[start:end]
+            cu_seqlens.append(len(token_ids))
+            num_computed.append(start)
+            page_table.append(tuple(state.pages[: -(-end // page_tokens)]))
+            has_spans = has_spans or bool(state.spans)
+            if chunk.is_sampled:
+                logits_rows.append(len(token_ids) - 1)
+        return Batch(
+            token_ids=torch.tensor(token_ids, dtype=torch.int64),
+            positions=_span_positions(chunks) if has_spans else _text_positions(chunks),
+            cu_seqlens=tuple(cu_seqlens),
+            num_computed=tuple(num_computed),
+            page_table=tuple(page_table),
+            slots=tuple(chunk.sequence.slot for chunk in chunks),
+            logits_rows=torch.tensor(logits_rows, dtype=torch.int64),
+            embeddings=_embeddings(chunks) if has_spans else None,
+        )
+
+
+def _range(chunk: Chunk) -> tuple[Sequence, int, int]:
+    start = chunk.sequence.state.num_computed
+    return chunk.sequence, start, start + chunk.num_tokens
+
+
+def _text_positions(chunks: Seq[Chunk]) -> torch.Tensor:
+    positions: list[int] = []
+    for chunk in chunks:
+        _, start, end = _range(chunk)
+        positions.extend(range(start, end))
+    return torch.tensor(positions, dtype=torch.int64)
+
+
+def _span_positions(chunks: Seq[Chunk]) -> torch.Tensor:
+    """Positions [N], or [3, N] when a span of the step's sequences has three axes."""
+    parts = []
+    for chunk in chunks:
+        sequence, start, end = _range(chunk)
+        parts.append(positions_of(sequence.state, start, end))
+    if all(part.dim() == 1 for part in parts):
+        return torch.cat(parts)
+    return torch.cat([part.expand(3, -1) for part in parts], dim=1)
+
+
+def positions_of(state: State, start: int, end: int) -> torch.Tensor:
+    """Rotary positions [end - start] or [3, end - start] int64 of the tokens ``start``..``end``."""
+    indices = torch.arange(start, end)
+    num_axes = 3 if any(span.positions.dim() == 2 for span in state.spans) else 1
+    positions = indices.expand(num_axes, -1).clone()
+    for span in state.spans:
+        positions[:, indices >= span.end] = indices[indices >= span.end] + span.shift
+        low, high = max(start, span.start), min(end, span.end)
+        if low < high:
+            part = span.positions[..., low - span.start : high - span.start]
+            positions[:, low - start : high - start] = part
+    return positions if num_axes == 3 else positions[0]
+
+
+def _embeddings(chunks: Seq[Chunk]) -> torch.Tensor | None:
+    parts = []
+    for chunk in chunks:
+        sequence, start, end = _range(chunk)
+        for span in sequence.state.spans:
+            low, high = max(start, span.start), min(end, span.end)
+            if low < high:
+                parts.append(span.embeddings[low - span.start : high - span.start])
+    return torch.cat(parts) if parts else None
