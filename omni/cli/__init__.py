@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser(None, None).print_help()
         return EXIT_MISUSED
     try:
-        return command.run(args)
+        code = command.run(args)
+        sys.stdout.flush()  # here, where a closed pipe can still be handled
+        return code
     except ConfigError as error:
         print(f"omni {chosen}: {error}", file=sys.stderr)
         return EXIT_MISUSED

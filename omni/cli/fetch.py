@@ -38,25 +38,25 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch, list or verify; see ``omni fetch --help``."""
-    home = config.home(read_config(args))
-    names = tuple(dict.fromkeys(args.names)) or store.MANIFEST.defaults
+    home, manifest = config.home(read_config(args)), store.MANIFEST
+    names = tuple(dict.fromkeys(args.names)) or manifest.defaults
     if args.all:
-        names = tuple(store.MANIFEST.models)
+        names = tuple(manifest.models)
     for name in names:
-        store.MANIFEST.get(name)  # an unknown name is refused before anything happens
+        manifest.get(name)  # an unknown name is refused before anything happens
     if args.list:
-        print_list(home)
+        print_list(home, manifest)
         return 0
     if args.verify:
         if not args.names and not args.all:
-            names = tuple(model.name for model in store.MANIFEST if _is_here(model, home))
-        verify(names, home)
-    return fetch(names, home)
+            names = tuple(model.name for model in manifest if _is_here(model, home))
+        verify(names, home, manifest)
+    return fetch(names, home, manifest)
 
 
-def fetch(names: tuple[str, ...], home: Path) -> int:
+def fetch(names: tuple[str, ...], home: Path, manifest: store.Manifest) -> int:
     """Bring ``names`` into the store with a progress bar each; returns the exit code."""
-    missing = [name for name in names if not store.is_present(name, home)]
+    missing = [name for name in names if not store.is_present(name, home, manifest)]
     if not missing:
         print(f"In the model store: {', '.join(names) or 'nothing'}.")
         return 0
@@ -64,7 +64,7 @@ def fetch(names: tuple[str, ...], home: Path) -> int:
 
     try:
         with Bars() as bars:
-            store.ensure(missing, home, bars)
+            store.ensure(missing, home, bars, manifest)
     except KeyboardInterrupt:
         print("\nStopped. `omni fetch` continues where it was.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -72,22 +72,22 @@ def fetch(names: tuple[str, ...], home: Path) -> int:
     return 0
 
 
-def verify(names: tuple[str, ...], home: Path) -> None:
+def verify(names: tuple[str, ...], home: Path, manifest: store.Manifest) -> None:
     """Hash the files of ``names`` again and say what is wrong; damaged files are deleted."""
     for name in names:
-        removed = store.remove_corrupt(name, home)
+        removed = store.remove_corrupt(name, home, manifest)
         if removed:
             print(f"{name}: {', '.join(removed)} was damaged and is deleted.")
-        elif store.is_present(name, home):
+        elif store.is_present(name, home, manifest):
             print(f"{name}: as published.")
 
 
-def print_list(home: Path) -> None:
+def print_list(home: Path, manifest: store.Manifest) -> None:
     """Print a table of all models: name, role, size, licence, whether it is here, source."""
     rows = [("NAME", "ROLE", "SIZE", "LICENCE", "HERE", "WHAT, AND WHERE FROM")]
-    for model in store.MANIFEST:
+    for model in manifest:
         role = model.role + (" (default)" if model.is_default else "")
-        here = "yes" if store.is_present(model.name, home) else "no"
+        here = "yes" if store.is_present(model.name, home, manifest) else "no"
         size = f"{model.size / 1e6:,.0f} MB"
         rows.append((model.name, role, size, model.licence, here, model.about))
         rows.append(("", "", "", "", "", "from " + _sources(model)))

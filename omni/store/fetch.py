@@ -114,9 +114,14 @@ class _Fetch:
             archive = sources.download(source, Path(into), lambda n: self._report(what, n, source))
             wanting = {part.member: (f, part) for f in self.growing for part in f.wants(source)}
             self._report(f"checking {what}", self.sizes.get(source, 0), source)
-            for member, stream in sources.members(archive, wanting):
-                file, part = wanting[member]
-                file.append(part, stream)
+            try:
+                for member, stream in sources.members(archive, wanting):
+                    file, part = wanting[member]
+                    file.append(part, stream)
+            except sources.DAMAGED as error:
+                raise FetchError(
+                    f"{archive.name} arrived damaged ({error}): fetch it again"
+                ) from error
 
     def _report(self, doing: str, num_bytes: int, source: str | None = None) -> None:
         """Report the packages of which nothing is wanted any more, plus the one under way."""

