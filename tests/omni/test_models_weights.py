@@ -1,0 +1,194 @@
+"""Damaged, foreign and incomplete checkpoints: each is one clear sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import make_hf, save_gguf
+from transformers import PreTrainedModel
+
+from omni.errors import ModelError
+from omni.models import load, load_backbone
+from omni.models.gguf_file import GGUFFile, quantise
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return make_hf("qwen2", tied=False, heads=6, kv_heads=2)
+
+
+@pytest.fixture
+def folder(model: PreTrainedModel, tmp_path: Path) -> Path:
+    model.save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+@pytest.fixture
+def file(model: PreTrainedModel, tmp_path: Path) -> Path:
+    save_gguf(model, tmp_path / "model.gguf", gguf.GGMLQuantizationType.Q8_0)
+    return tmp_path / "model.gguf"
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def sentence(path: Path, home: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_backbone(path, home=home)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not list(home.glob("repacked/*"))  # nothing half made stays behind
+    return message
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+def test_a_missing_tensor_is_named(folder: Path, tmp_path: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.pop(NORM))
+    assert NORM in sentence(folder, tmp_path)
+
+
+def test_an_extra_tensor_is_named(folder: Path, tmp_path: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.update(surprise=torch.zeros(3)))
+    assert "surprise" in sentence(folder, tmp_path)
+
+
+def test_a_wrong_shape_says_what_was_expected(folder: Path, tmp_path: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.update({NORM: torch.zeros(95)}))
+    message = sentence(folder, tmp_path)
+    assert NORM in message
+    assert "[95]" in message
+    assert "[96]" in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_found(folder: Path, tmp_path: Path, value: float) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.2.mlp.up_proj.weight"][7, 5] = value
+
+    change_tensors(folder, spoil)
+    assert "model.layers.2.mlp.up_proj.weight" in sentence(folder, tmp_path)
+
+
+def test_a_scale_that_is_not_finite_is_found_in_quantised_blocks(
+    file: Path, tmp_path: Path
+) -> None:
+    tensor = GGUFFile(file).tensors["blk.1.ffn_down.weight"]
+    data = bytearray(file.read_bytes())
+    data[tensor.offset : tensor.offset + 2] = np.float16(np.nan).tobytes()
+    file.write_bytes(data)
+    assert "blk.1.ffn_down.weight" in sentence(file, tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 20, 700, 20_000, -40])
+def test_a_truncated_gguf_is_refused_wherever_it_ends(
+    file: Path, tmp_path: Path, keep: int
+) -> None:
+    file.write_bytes(file.read_bytes()[:keep])
+    assert str(file) in sentence(file, tmp_path)
+
+
+def test_every_truncation_of_the_header_is_a_model_error(file: Path, tmp_path: Path) -> None:
+    data = file.read_bytes()
+    header = min(tensor.offset for tensor in GGUFFile(file).tensors.values())
+    short = tmp_path / "short.gguf"
+    for keep in range(4, header, 7):
+        short.write_bytes(data[:keep])
+        with pytest.raises(ModelError):
+            GGUFFile(short)
+
+
+def test_a_truncated_safetensors_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors" in sentence(folder, tmp_path)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    assert "not a GGUF file" in sentence(path, tmp_path)
+
+
+def test_an_absent_file_is_refused(tmp_path: Path) -> None:
+    assert "absent.gguf" in sentence(tmp_path / "absent.gguf", tmp_path)
+
+
+def test_an_unknown_architecture_names_the_known_ones(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    message = sentence(folder, tmp_path)
+    assert "mamba" in message
+    assert "qwen2" in message
+
+
+def test_scaled_rotary_positions_are_refused_rather_than_wrong(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "rotary" in sentence(folder, tmp_path)
+
+
+def test_a_model_without_a_tokenizer_is_refused(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="tokenizer"):
+        load(file, home=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["short", "garbled", "version"])
+def test_a_damaged_cache_is_made_anew(file: Path, tmp_path: Path, damage: str) -> None:
+    load_backbone(file, home=tmp_path)
+    (folder,) = (tmp_path / "repacked").iterdir()
+    whole = (folder / "weights.bin").read_bytes()
+    if damage == "short":
+        (folder / "weights.bin").write_bytes(whole[:-8])
+    elif damage == "garbled":
+        (folder / "index.json").write_text("{")
+    else:
+        index = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps(index | {"version": 0}))
+    calls: list[int] = []
+    load_backbone(file, home=tmp_path, progress=lambda done, total: calls.append(done))
+    assert calls
+    assert (folder / "weights.bin").read_bytes() == whole
+
+
+def test_a_changed_checkpoint_is_not_served_from_the_old_cache(file: Path, tmp_path: Path) -> None:
+    load_backbone(file, home=tmp_path)
+    save_gguf(
+        make_hf("qwen2", tied=False, heads=6, kv_heads=2, seed=9),
+        file,
+        gguf.GGMLQuantizationType.Q8_0,
+    )
+    load_backbone(file, home=tmp_path)
+    assert len(list((tmp_path / "repacked").iterdir())) == 2
+
+
+def test_an_unwritable_store_is_one_sentence(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "repacked").write_text("a file where the folder should be")
+    with pytest.raises(ModelError, match="cannot write"):
+        load_backbone(file, home=tmp_path)
+
+
+def test_requantising_is_within_half_a_step() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(64, 320)).astype(np.float32)
+    values[5, :32] = 0.0
+    codes, scales = quantise(values)
+    step = np.repeat(scales.astype(np.float32), 32, axis=1)
+    restored = codes.astype(np.float32) * step
+    # The scale is rounded to float16, so the largest code may fall short by 127 * 2^-11 steps.
+    assert (np.abs(restored - values) <= (0.5 + 127 / 2048) * step).all()
+    assert not restored[5, :32].any()
