@@ -1,0 +1,167 @@
+"""`omni doctor`: every finding that is not ok says what to do."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import socket
+import sys
+import threading
+import types
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from omni import config, store
+from omni.cli import doctor, main
+
+
+def settings(**values: object) -> config.Config:
+    return config.load(None, {key.replace("__", "."): value for key, value in values.items()})
+
+
+def put_default_models(home: Path) -> None:
+    """Files of the right size, without their bytes."""
+    for name in store.MANIFEST.defaults:
+        for file in store.MANIFEST.get(name).files:
+            at = store.folder(name, home) / file.path
+            at.parent.mkdir(parents=True, exist_ok=True)
+            with at.open("wb") as stream:
+                stream.truncate(file.size)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_exit_code_is_0_with_everything_there_and_1_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNI_HOME", str(tmp_path))
+    port = f"server.port={free_port()}"
+    assert main(["doctor", "--set", port]) == 1
+    said = capsys.readouterr().out
+    for name in store.MANIFEST.defaults:
+        assert f"-> run `omni fetch {name}`" in said
+    put_default_models(tmp_path)
+    assert main(["doctor", "--set", port]) == 0, capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "missing" not in said
+    assert "backbone: qwen2.5-coder-0.5b, 491 MB" in said
+
+
+def test_every_finding_that_is_not_ok_has_advice(tmp_path: Path) -> None:
+    chosen = settings(home=str(tmp_path), model__backbone="qwen", server__port=free_port())
+    findings = list(doctor.examine(chosen))
+    assert {"ok", "missing"} <= {finding.level for finding in findings}
+    assert all(finding.advice for finding in findings if finding.level != "ok")
+
+
+def test_cores_and_pools_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    findings = list(doctor.examine_system(settings(engine_threads=3)))
+    cores = next(finding for finding in findings if "cores" in finding.what)
+    assert cores.what == "1 cores: 3 threads for the backbone, 1 for the rest"
+    assert cores.level == "note"
+
+
+def test_spinning_threads_and_little_memory_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.setattr(os, "sysconf", lambda name: 1024)
+    notes = [f.what for f in doctor.examine_system(settings()) if f.level == "note"]
+    assert "OMP_WAIT_POLICY is ACTIVE" in notes
+    assert "0.0 GB of memory" in notes
+
+
+def test_packages_that_are_absent_or_too_old_are_missing() -> None:
+    findings = list(
+        doctor.examine_packages(
+            ["pytest>=1", "pytest<1", "no-such-package>=2", 'other; extra == "x"', "numpy>=2"]
+        )
+    )
+    missing = [finding for finding in findings if finding.level == "missing"]
+    assert [finding.what.split()[0] for finding in missing] == ["pytest", "no-such-package"]
+    assert missing[1].advice == 'run `pip install "no-such-package>=2"`'
+    assert findings[-1].what.startswith("2 packages: pytest ")
+
+
+def test_kernel_path_is_named() -> None:
+    from omni_kernels.linear import backend
+
+    (finding,) = doctor.examine_kernels()
+    assert ("torch" if backend() == "torch" else backend()) in finding.what
+
+
+def test_ones_own_weights_are_accepted(tmp_path: Path) -> None:
+    own = tmp_path / "mine.gguf"
+    own.write_bytes(b"GGUF" * 250_000)
+    findings = list(doctor.examine_models(settings(model__backbone=str(own)), tmp_path))
+    assert findings[0] == doctor.Finding("ok", f"backbone: {own}, 1 MB")
+
+
+def test_disk_without_room_for_missing_models_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**8))
+    (finding,) = doctor.examine_disk(settings(), tmp_path / "not" / "yet")
+    assert finding.level == "missing"
+    assert finding.what.startswith("0.1 GB are free at")
+
+
+def test_port_in_use_names_another_one() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        # Not an HTTP server: the question whether it is Omni must end by itself.
+        closer = threading.Thread(target=lambda: taken.accept()[0].close())
+        closer.start()
+        (finding,) = doctor.examine_port("127.0.0.1", port)
+        closer.join()
+    assert finding.level == "missing"
+    assert f"server.port={port + 1}" in finding.advice
+
+
+def test_port_with_omni_behind_it_is_fine() -> None:
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status":"ok"}')
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Health) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        (finding,) = doctor.examine_port("127.0.0.1", server.server_port)
+        thread.join()
+    assert finding.level == "ok"
+    assert finding.what.endswith("Omni is being served there")
+
+
+@pytest.mark.parametrize(
+    ("channels", "level"), [([(1, 0), (0, 2)], "ok"), ([(0, 2)], "note"), ([], "note")]
+)
+def test_terminal_sound_needs_an_input_and_an_output(
+    channels: list[tuple[int, int]], level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = [{"max_input_channels": i, "max_output_channels": o} for i, o in channels]
+    module = types.SimpleNamespace(query_devices=lambda: devices)
+    monkeypatch.setitem(sys.modules, "sounddevice", module)  # type: ignore[arg-type]
+    (finding,) = doctor.examine_microphone()
+    assert finding.level == level
+
+
+def test_absent_sounddevice_is_only_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
+    (finding,) = doctor.examine_microphone()
+    assert finding.level == "note"
+    assert "omni-realtime[mic]" in finding.advice
