@@ -64,6 +64,14 @@ class Transcript:
     num_forward_passes: int  # decoder passes; a fully right draft needs one
 
 
+@dataclass(frozen=True, slots=True)
+class HeardWindow:
+    """An encoded window: what :meth:`Recogniser.hear` returns and :meth:`Recogniser.read` reads."""
+
+    heard: Heard
+    num_samples: int
+
+
 @dataclass(slots=True)
 class _Decoded:
     """Tokens decided so far, each with its log probability and alignment row [heads, T]."""
@@ -106,6 +114,10 @@ class Recogniser:
         self._suppressed_first = _mask(size, config.get("suppress_ids_begin", []))
 
     @property
+    def num_threads(self) -> int:
+        return self._threads or torch.get_num_threads()
+
+    @property
     def languages(self) -> tuple[str, ...]:
         return tuple(self._vocabulary.languages) if self._is_multilingual else ("en",)
 
@@ -118,55 +130,68 @@ class Recogniser:
         should_stop: Callable[[], bool] = _never,
         language: str | None = None,
     ) -> Transcript:
-        """Recognise ``audio`` [n], 16 kHz in [-1, 1], at most 30 s.
-
-        Args:
-            draft: tokens that are probably right; saves time, never changes the result.
-            prefix: tokens that the transcript must begin with.
-            should_stop: asked between layers and tokens.
-            language: a code like "en"; None means English unless another is clearly heard.
+        """Recognise ``audio`` [n], 16 kHz in [-1, 1], at most 30 s: :meth:`hear`, then :meth:`read`.
 
         Raises:
             CancelledError: ``should_stop()`` became true.
             InputError: too long, or an unknown language.
         """
+        window = self.hear(audio, should_stop)
+        return self.read(
+            window, draft=draft, prefix=prefix, should_stop=should_stop, language=language
+        )
+
+    def hear(
+        self, audio: NDArray[np.float32], should_stop: Callable[[], bool] = _never
+    ) -> HeardWindow:
+        """Encode ``audio`` [n], at most 30 s; the larger part of a pass. Raises as transcribe."""
         if len(audio) > MAX_AUDIO_S * SAMPLE_RATE_HZ:
             raise InputError(
                 f"{len(audio) / SAMPLE_RATE_HZ:.1f} s of audio, expected at most {MAX_AUDIO_S:.0f}"
             )
-        if language is not None and language not in self.languages:
-            raise InputError(f"language {language!r} is not one of {', '.join(self.languages)}")
         if self._threads and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         mel = log_mel(audio, window_mel_frames(len(audio)), self._model.num_mels)
-        heard = self._model.encode(mel, should_stop)
-        limit = min(_MAX_TOKENS, int(_TOKENS_PER_S * len(audio) / SAMPLE_RATE_HZ) + 16)
-        with torch.inference_mode():
-            return self._transcribe(heard, len(audio), draft, prefix, should_stop, language, limit)
+        return HeardWindow(self._model.encode(mel, should_stop), len(audio))
 
-    def _transcribe(
+    @torch.inference_mode()
+    def read(
         self,
-        heard: Heard,
-        num_samples: int,
-        draft: Sequence[int],
-        prefix: Sequence[int],
-        should_stop: Callable[[], bool],
-        language: str | None,
-        limit: int,
+        window: HeardWindow,
+        *,
+        draft: Sequence[int] = (),
+        prefix: Sequence[int] = (),
+        should_stop: Callable[[], bool] = _never,
+        language: str | None = None,
     ) -> Transcript:
-        assumed = language or "en"
+        """Decode what :meth:`hear` returned.
+
+        Args:
+            draft: tokens that are probably right; saves time, never changes the result.
+            prefix: tokens that the transcript must begin with.
+            should_stop: asked before every forward pass.
+            language: a code like "en"; None means English unless another is clearly heard.
+
+        Raises:
+            CancelledError: ``should_stop()`` became true.
+            InputError: an unknown language.
+        """
+        if language is not None and language not in self.languages:
+            raise InputError(f"language {language!r} is not one of {', '.join(self.languages)}")
         state = self._model.open()
-        hidden, _ = self._model.decode([self._vocabulary.start], state, heard)
+        hidden, _ = self._model.decode([self._vocabulary.start], state, window.heard)
         first = self._model.logits(hidden)[0].softmax(-1)
+        spoken = language or "en"
         if language is None and self._is_multilingual:
-            assumed = self._detect(first)
-        decoded = self._decode(state, heard, assumed, draft, prefix, should_stop, limit)
+            spoken = self._detect(first)
+        limit = min(_MAX_TOKENS, int(_TOKENS_PER_S * window.num_samples / SAMPLE_RATE_HZ) + 16)
+        decoded = self._decode(state, window.heard, spoken, draft, prefix, should_stop, limit)
         no_speech = self._vocabulary.no_speech
         return self._describe(
             decoded,
-            language=assumed,
+            language=spoken,
             no_speech=float(first[no_speech]) if no_speech is not None else 0.0,
-            num_frames=-(-num_samples // _SAMPLES_PER_FRAME),
+            num_frames=-(-window.num_samples // _SAMPLES_PER_FRAME),
         )
 
     def _detect(self, first: Tensor) -> str:

@@ -19,12 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omni.errors import CancelledError, ModelError
+from omni_kernels import linear as kernels
 
 FRAMES_PER_MEL = 2  # the second convolution halves the frame rate: 20 ms per encoder frame
 MAX_MEL_FRAMES = 3000  # 30 s: length of the encoder's position table
 
 Arrays = Mapping[str, NDArray[np.generic]]
 StopCheck = Callable[[], bool]
+
+
+def is_quantised() -> bool:
+    """Whether models loaded now compute in 8 bits; the torch and scalar paths would be slower."""
+    return kernels.backend() not in ("torch", "scalar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +55,35 @@ class DecoderState:
 
 
 class _Linear:
-    """``x @ weight.T + bias``."""
+    """``x @ weight.T + bias``, in 8 bits where a kernel is compiled, else in fp32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight = weight
         self._bias = bias
+        self._packed = kernels.pack(weight) if is_quantised() else None
+        self._weight = None if self._packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._packed:
+            return kernels.linear(x.contiguous(), self._packed, self._bias)
+        assert self._weight is not None
         return F.linear(x, self._weight, self._bias)
+
+
+class _Convolution:
+    """Width 3, padding 1, over the rows of ``x`` [T, C] -> [ceil(T / stride), D], then GELU.
+
+    A linear over three neighbouring rows: so it runs on the same 8-bit kernel.
+    """
+
+    def __init__(self, weights: _Weights, name: str, stride: int) -> None:
+        weight = weights.tensor(f"{name}/weight")  # [D, C, 3]
+        self.in_channels = weight.shape[1]
+        self._stride = stride
+        self._linear = _Linear(weight.flatten(1), weights.tensor(f"{name}/bias"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = F.pad(x, (0, 0, 1, 1)).unfold(0, 3, self._stride)  # [T', C, 3]
+        return F.gelu(self._linear(rows.flatten(1)))
 
 
 class _Norm:
@@ -191,11 +218,9 @@ class Whisper:
         """
         weights = _Weights(arrays)
         num_heads = weights.integer("encoder/num_heads")
-        self._conv = [
-            (weights.tensor(f"encoder/conv{i}/weight"), weights.tensor(f"encoder/conv{i}/bias"))
-            for i in (1, 2)
-        ]
-        self.num_mels = self._conv[0][0].shape[1]
+        self._conv1 = _Convolution(weights, "encoder/conv1", stride=1)
+        self._conv2 = _Convolution(weights, "encoder/conv2", stride=FRAMES_PER_MEL)
+        self.num_mels = self._conv1.in_channels
         self._encoder_positions = weights.tensor("encoder/position_encodings/encodings")
         self._encoder_layers = [
             _EncoderLayer(weights, f"encoder/layer_{i}", num_heads)
@@ -226,10 +251,7 @@ class Whisper:
         Raises:
             CancelledError: ``should_stop()`` became true between two layers.
         """
-        x = mel[None]
-        for stride, (weight, bias) in zip((1, FRAMES_PER_MEL), self._conv, strict=True):
-            x = F.gelu(F.conv1d(x, weight, bias, stride=stride, padding=1))
-        x = x[0].T  # [T, D]
+        x = self._conv2(self._conv1(mel.T))  # [T, D]
         x = x + self._encoder_positions[: len(x)]
         for layer in self._encoder_layers:
             _check(should_stop)
