@@ -47,7 +47,7 @@ def load(
     Raises:
         ModelError: missing, damaged, of an unknown architecture, or short of tensors.
     """
-    path = Path(path)
+    path = _only_gguf(Path(path))
     if path.is_dir():
         config = weights.read_hf_config(path)
         family = registry.family_of(config.get("model_type"))
@@ -80,7 +80,7 @@ def load_backbone(
     precision: Precision = "int8",
 ) -> DecoderStack:
     """Open the weights alone (a folder need not have a tokenizer); as :func:`load` otherwise."""
-    path = Path(path)
+    path = _only_gguf(Path(path))
     if not path.is_dir():
         file = GGUFFile(path)
         family = registry.family_of(file.metadata.get("general.architecture"))
@@ -97,6 +97,12 @@ def load_backbone(
     return DecoderStack(
         config, repacked.open_or_make(home / "repacked" / key, plan, folder, progress)
     )
+
+
+def _only_gguf(path: Path) -> Path:
+    """The GGUF file of a folder that holds just one, else ``path`` itself."""
+    files = list(path.glob("*.gguf"))
+    return files[0] if len(files) == 1 else path
 
 
 def _from_gguf(

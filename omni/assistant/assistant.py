@@ -1,0 +1,422 @@
+"""The port ``submit(command)`` / ``step() -> outputs`` and the life of sessions behind it.
+
+Called by :mod:`omni.worker` on the engine thread, one call at a time. Work over about 30 ms that
+cannot be stepped (a recogniser pass, an end-of-turn score, speech) goes to ``parts`` and comes back
+in :meth:`Assistant.step`; the engine never waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Protocol
+
+from omni.assistant.context import Context
+from omni.assistant.listening import Hearing, Turn
+from omni.assistant.priorities import PartPriority
+from omni.assistant.response import Response
+from omni.engine.engine import Engine, Priority, SamplingParams, TokenOutput
+from omni.errors import CapacityError, OmniError
+from omni.models import LoadedModel
+from omni.parts import Parts
+from omni.speech.contract import SpeechDecoder
+from omni.types import (
+    AudioPart,
+    Cancel,
+    Close,
+    Command,
+    Commit,
+    Confirm,
+    Conversation,
+    Discard,
+    Done,
+    Edit,
+    Failed,
+    Feed,
+    Message,
+    Open,
+    Output,
+    Respond,
+    ScoreTurn,
+    Speculate,
+    TranscriptDone,
+    Usage,
+)
+
+__all__ = ["Assistant", "PartPriority", "Port"]
+
+logger = logging.getLogger(__name__)
+
+ANSWER_RESERVE_TOKENS = 1024
+"""Context kept free for the answer when old messages have to be left out."""
+
+
+class Port(Protocol):
+    """What a worker drives; the other implementation is :mod:`omni.scripted`."""
+
+    def submit(self, command: Command) -> None:
+        """Accept one command; never blocks. Unknown session or response ids are ignored."""
+        ...
+
+    def step(self) -> list[Output]:
+        """Do a bounded piece of work; return what is ready."""
+        ...
+
+    def has_work(self) -> bool:
+        """Whether another step would do anything before a part finishes or a command arrives."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _Session:
+    """One conversation: its sequence in the engine, its turns, its responses."""
+
+    def __init__(self, session_id: str, conversation: Conversation, context: Context) -> None:
+        self.session_id = session_id
+        self.conversation = conversation
+        self.context = context
+        self.sequence: int | None = None
+        self.turns: dict[str, Turn] = {}
+        self.texts: dict[str, str] = {}  # final transcript of each turn
+        self.responses: dict[str, Response] = {}
+
+    @property
+    def speaking(self) -> Response | None:
+        """The response that holds the session's own sequence, if any."""
+        return next((r for r in self.responses.values() if r.owns_session), None)
+
+
+class Assistant:
+    """Listens, thinks and speaks for many sessions with one set of weights."""
+
+    def __init__(
+        self,
+        *,
+        model: LoadedModel,
+        engine: Engine,
+        hearing: Hearing,
+        speech: SpeechDecoder,
+        parts: Parts,
+        instructions: str,
+        max_context_tokens: int,
+    ) -> None:
+        self._model = model
+        self._engine = engine
+        self._hearing = hearing
+        self._speech = speech
+        self._parts = parts
+        self._instructions = instructions
+        self._max_tokens = min(model.context_tokens, max_context_tokens)
+        self._sessions: dict[str, _Session] = {}
+        self._by_sequence: dict[int, Response] = {}
+        self._outputs: list[Output] = []
+
+    # --- the port --------------------------------------------------------------------------------
+
+    def submit(self, command: Command) -> None:
+        if isinstance(command, Open):
+            self._open(command)
+            return
+        session = self._sessions.get(command.session_id)
+        if session is None:
+            return
+        match command:
+            case Feed():
+                self._feed(session, command)
+            case ScoreTurn():
+                if turn := session.turns.get(command.turn_id):
+                    turn.score()
+            case Commit():
+                if turn := session.turns.get(command.turn_id):
+                    turn.finish()
+            case Discard():
+                if turn := session.turns.pop(command.turn_id, None):
+                    turn.drop()
+                self._advance(session)
+            case Edit():
+                session.conversation = command.conversation
+                session.context.prune(command.conversation, set(session.responses))
+                kept = {p for m in command.conversation.messages for p in _turn_ids(m)}
+                kept |= set(session.turns)
+                session.texts = {k: v for k, v in session.texts.items() if k in kept}
+                self._advance(session)
+            case Speculate():
+                self._speculate(session, command)
+            case Confirm():
+                self._confirm(session, command)
+            case Respond():
+                self._respond(session, command)
+            case Cancel():
+                if response := session.responses.get(command.response_id):
+                    self._end(session, response, "cancelled")
+            case Close():
+                self._close(session)
+
+    def step(self) -> list[Output]:
+        self._parts.poll()
+        if self._engine.has_work():
+            for token in self._engine.step():
+                self._take(token)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def has_work(self) -> bool:
+        return bool(self._outputs) or self._engine.has_work() or self._parts.is_ready()
+
+    def close(self) -> None:
+        for session in list(self._sessions.values()):
+            self._close(session)
+
+    def _emit(self, output: Output) -> None:
+        self._outputs.append(output)
+
+    # --- sessions --------------------------------------------------------------------------------
+
+    def _open(self, command: Open) -> None:
+        context = Context(
+            self._model.template,
+            self._model.tokenizer,
+            instructions=self._instructions,
+            max_tokens=self._max_tokens,
+        )
+        session = _Session(command.session_id, command.conversation, context)
+        self._sessions[command.session_id] = session
+        try:
+            session.sequence = self._engine.add(priority=Priority.LISTENING)
+            self._advance(session)
+        except CapacityError as error:
+            self._fail_session(session, "rate_limit_exceeded", str(error))
+
+    def _fail_session(self, session: _Session, code: str, message: str) -> None:
+        self._close(session)
+        self._outputs.append(Failed(session.session_id, None, code, message))
+
+    def _close(self, session: _Session) -> None:
+        for turn in session.turns.values():
+            turn.drop()
+        for response in list(session.responses.values()):
+            self._release(session, response)
+        if session.sequence is not None:
+            self._engine.free(session.sequence)
+        self._sessions.pop(session.session_id, None)
+
+    def _advance(self, session: _Session) -> None:
+        """Bring the session's sequence up to the conversation and the turn being spoken.
+
+        Listening is prefill: the stable words of the turn are computed while the user still talks.
+        A response that holds the sequence is left alone; its end calls this again.
+        """
+        if session.sequence is None or session.speaking is not None:
+            return
+        turn = next((t for t in session.turns.values() if not t.is_ended), None)
+        tokens = session.context.render(
+            session.conversation, session.texts, reserve_tokens=ANSWER_RESERVE_TOKENS
+        )
+        if turn is not None:
+            tokens += session.context.listening(turn.stable_text)
+        self._engine.set_priority(session.sequence, Priority.LISTENING)
+        self._engine.sync(session.sequence, tokens)
+
+    # --- listening -------------------------------------------------------------------------------
+
+    def _feed(self, session: _Session, command: Feed) -> None:
+        turn = session.turns.get(command.turn_id)
+        if turn is None:
+            turn = Turn(
+                session.session_id,
+                command.turn_id,
+                self._hearing,
+                self._parts,
+                emit=self._emit,
+                on_words=lambda: self._advance(session),
+                on_final=lambda t: self._heard(session, t),
+            )
+            session.turns[command.turn_id] = turn
+        turn.feed(command.samples)
+
+    def _heard(self, session: _Session, turn: Turn) -> None:
+        """A turn's final text is known: responses that waited for it can go on."""
+        session.texts[turn.turn_id] = turn.final_text
+        for response in list(session.responses.values()):
+            if turn.turn_id in response.waiting_for:
+                response.waiting_for.discard(turn.turn_id)
+                self._start_when_ready(session, response)
+        if turn.is_ended:
+            self._retire(session, turn)
+
+    def _retire(self, session: _Session, turn: Turn) -> None:
+        """The turn has ended and its text is known: say so, and let its audio go."""
+        session.turns.pop(turn.turn_id, None)
+        self._outputs.append(
+            TranscriptDone(
+                session.session_id, turn.turn_id, turn.final_text, turn.duration_ms, turn.language
+            )
+        )
+        self._advance(session)
+
+    # --- responding ------------------------------------------------------------------------------
+
+    def _speculate(self, session: _Session, command: Speculate) -> None:
+        turn = session.turns.get(command.turn_id)
+        if turn is None:
+            return
+        message = Message("user", (turn.part(),))
+        conversation = session.conversation
+        response = Response(
+            session.session_id,
+            command.response_id,
+            command.config,
+            conversation=Conversation(
+                instructions=conversation.instructions,
+                tools=conversation.tools,
+                messages=(*conversation.messages, message),
+            ),
+            speculated_turn=turn,
+        )
+        session.responses[command.response_id] = response
+        response.waiting_for = {turn.turn_id}
+        turn.hear_to_the_end()
+
+    def _confirm(self, session: _Session, command: Confirm) -> None:
+        response = session.responses.get(command.response_id)
+        if response is None or (turn := response.speculated_turn) is None:
+            return
+        response.speculated_turn = None
+        if response.sequence is not None:
+            old, session.sequence = session.sequence, response.sequence
+            if old is not None:
+                self._engine.free(old)
+            self._engine.set_priority(response.sequence, Priority.SPEAKING)
+        turn.is_ended = True
+        if turn.is_final:
+            self._retire(session, turn)
+
+    def _respond(self, session: _Session, command: Respond) -> None:
+        response = Response(
+            session.session_id,
+            command.response_id,
+            command.config,
+            conversation=command.conversation,
+            out_of_band=command.out_of_band,
+        )
+        session.responses[command.response_id] = response
+        conversation = command.conversation or session.conversation
+        response.waiting_for = {
+            turn_id
+            for message in conversation.messages
+            for turn_id in _turn_ids(message)
+            if turn_id in session.turns and turn_id not in session.texts
+        }
+        self._start_when_ready(session, response)
+
+    def _start_when_ready(self, session: _Session, response: Response) -> None:
+        if response.waiting_for or response.sequence is not None:
+            return
+        turn = response.speculated_turn
+        if turn is not None and not turn.final_text.strip():
+            self._end(session, response, "completed")  # nobody said anything: nothing to answer
+            return
+        try:
+            self._start(session, response)
+        except OmniError as error:
+            self._fail(session, response, error)
+
+    def _start(self, session: _Session, response: Response) -> None:
+        """Give the response a sequence that ends in the assistant's header, and let it decode."""
+        assert session.sequence is not None
+        conversation = response.conversation or session.conversation
+        if response.config.tool_choice == "none":
+            conversation = replace(conversation, tools=())
+        reserve = min(response.config.max_output_tokens, ANSWER_RESERVE_TOKENS)
+        tokens = session.context.render(conversation, session.texts, reserve_tokens=reserve)
+        tokens += session.context.answer_header()
+        if response.owns_session:
+            sequence = session.sequence
+            priority = Priority.RESPONDING
+        else:
+            priority = Priority.SPECULATING if response.speculated_turn else Priority.BACKGROUND
+            sequence = self._engine.fork(session.sequence, priority=priority)
+        response.sequence = sequence
+        self._by_sequence[sequence] = response
+        self._engine.set_priority(sequence, priority)
+        cached = self._engine.sync(sequence, tokens)
+        response.begin(
+            generated=session.context.begin(response.response_id),
+            tokenizer=self._model.tokenizer,
+            speech=self._speech,
+            parts=self._parts,
+            tools=tuple(tool.name for tool in conversation.tools),
+            emit=self._emit,
+            on_spoken=lambda: self._finish_when_spoken(session, response),
+            on_failed=lambda error: self._fail(session, response, error),
+            usage=Usage(input_text_tokens=len(tokens), cached_tokens=cached),
+        )
+        config = response.config
+        self._engine.generate(
+            sequence,
+            SamplingParams(
+                temperature=config.temperature,
+                top_p=config.top_p,
+                seed=config.seed,
+                max_tokens=config.max_output_tokens,
+                stop_ids=self._model.template.stop_ids,
+            ),
+        )
+
+    def _take(self, token: TokenOutput) -> None:
+        response = self._by_sequence.get(token.seq_id)
+        if response is None:
+            return
+        session = self._sessions[response.session_id]
+        if token.token_id is not None and token.finish_reason != "stop":
+            response.take(token.token_id)
+        if token.finish_reason is not None:
+            response.finish(token.finish_reason)
+            self._finish_when_spoken(session, response)
+
+    def _finish_when_spoken(self, session: _Session, response: Response) -> None:
+        if response.is_complete and response.response_id in session.responses:
+            if response.is_empty:
+                self._fail(session, response, OmniError("the model gave no answer"))
+            else:
+                self._end(session, response, response.done_reason)
+
+    def _end(self, session: _Session, response: Response, reason: str) -> None:
+        self._release(session, response)
+        assert reason in ("completed", "max_output_tokens", "cancelled")
+        self._outputs.append(
+            Done(session.session_id, response.response_id, reason, response.total_usage())  # type: ignore[arg-type]
+        )
+        self._advance(session)
+
+    def _fail(self, session: _Session, response: Response, error: BaseException) -> None:
+        """End a response that cannot go on; the user is told aloud, never left in silence."""
+        if response.response_id not in session.responses:
+            return
+        logger.error("response %s failed: %s", response.response_id, error)
+        self._release(session, response)
+        for output in response.apology(self._speech):
+            self._outputs.append(output)
+        self._outputs.append(
+            Failed(session.session_id, response.response_id, "server_error", str(error))
+        )
+        self._advance(session)
+
+    def _release(self, session: _Session, response: Response) -> None:
+        """Let go of everything the response holds, except the session's own sequence."""
+        session.responses.pop(response.response_id, None)
+        response.drop()
+        if response.speculated_turn is not None:
+            response.speculated_turn.resume()
+        if response.sequence is None:
+            return
+        self._by_sequence.pop(response.sequence, None)
+        if response.sequence == session.sequence:
+            self._engine.cancel(response.sequence)
+        else:
+            self._engine.free(response.sequence)
+
+
+def _turn_ids(message: Message) -> list[str]:
+    return [part.turn_id for part in message.parts if isinstance(part, AudioPart)]

@@ -1,0 +1,129 @@
+"""The conversation as tokens: the rendering of which an engine sequence is a cache.
+
+Used by :mod:`omni.assistant.assistant`. An assistant message that this process generated renders to
+the very tokens it was generated with, or to the prefix of them that was heard, so that the longest
+common prefix with what is already computed is as long as can be. Knows nothing of the engine.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from omni.models.template import ChatTemplate
+from omni.models.tokenizer import Tokenizer
+from omni.types import AudioPart, Conversation, Message, TextPart
+
+KEEP_SHARE = 0.8
+"""Share of the context kept when messages are dropped, so that dropping is rare (each drop
+recomputes the sequence). The Realtime API's ``retention_ratio`` default."""
+
+
+@dataclass(slots=True)
+class Generated:
+    """Tokens of one response and where each ends in its text."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    ends: list[int] = field(default_factory=list)
+    """``ends[i]``: characters of ``text`` complete after token i."""
+
+    def append(self, token_id: int, text: str) -> None:
+        self.token_ids.append(token_id)
+        self.text += text
+        self.ends.append(len(self.text))
+
+
+class Context:
+    """Renders one session's conversation.
+
+    ``instructions`` stand in when the conversation has none; ``max_tokens`` bounds a rendering: the
+    oldest messages are left out of it, the system prompt never.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, tokenizer: Tokenizer, *, instructions: str, max_tokens: int
+    ) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+        self._instructions = instructions
+        self._max_tokens = max_tokens
+        self._generated: dict[str, Generated] = {}
+        self._cache: dict[tuple[Message, tuple[str, ...]], list[int]] = {}
+
+    def begin(self, response_id: str) -> Generated:
+        """Start remembering the tokens of a response."""
+        generated = Generated()
+        self._generated[response_id] = generated
+        return generated
+
+    def prune(self, conversation: Conversation, active: set[str]) -> None:
+        """Forget responses and renderings that the conversation no longer holds."""
+        keep = {m.response_id for m in conversation.messages} | active
+        self._generated = {k: v for k, v in self._generated.items() if k in keep}
+        messages = set(conversation.messages)
+        self._cache = {k: v for k, v in self._cache.items() if k[0] in messages}
+
+    def render(
+        self, conversation: Conversation, turns: Mapping[str, str], *, reserve_tokens: int = 0
+    ) -> list[int]:
+        """Token ids of ``conversation`` as far as its last message.
+
+        ``turns`` gives the text of audio turns by id; a turn that is not in it stands as its item's
+        transcript. ``reserve_tokens`` is room left for what comes after.
+        """
+        if not conversation.instructions:
+            conversation = replace(conversation, instructions=self._instructions)
+        head = self._template.system(conversation)
+        runs = [self._message(message, turns) for message in conversation.messages]
+        limit = self._max_tokens - reserve_tokens - len(head)
+        total = sum(map(len, runs))
+        if total > limit:
+            first = 0
+            while total > limit * KEEP_SHARE and first < len(runs) - 1:
+                total -= len(runs[first])
+                first += 1
+            runs = runs[first:]
+        return head + [token for run in runs for token in run]
+
+    def listening(self, text: str) -> list[int]:
+        """Tokens of a user turn that is still being spoken: its header and stable ``text``."""
+        return self._template.user_header() + self._tokenizer.encode(text.lstrip())
+
+    def answer_header(self) -> list[int]:
+        return self._template.assistant_header()
+
+    def _message(self, message: Message, turns: Mapping[str, str]) -> list[int]:
+        texts = tuple(_text_of(p, turns) for p in message.parts if isinstance(p, AudioPart))
+        key = (message, texts)
+        if (run := self._cache.get(key)) is None:
+            run = self._spoken(message)
+            if run is None:
+                text_of: Callable[[AudioPart], str] = lambda part: _text_of(part, turns)  # noqa: E731
+                run = self._template.message(message, text_of)
+            self._cache[key] = run
+        return run
+
+    def _spoken(self, message: Message) -> list[int] | None:
+        """The very tokens of a message that was generated here; None if it was not."""
+        if message.response_id is None or len(message.parts) != 1:
+            return None
+        part, generated = message.parts[0], self._generated.get(message.response_id)
+        if generated is None or not isinstance(part, TextPart):
+            return None
+        if not generated.text.startswith(part.text):
+            return None
+        count = bisect_right(generated.ends, len(part.text))
+        ids = generated.token_ids[:count]
+        rest = part.text[generated.ends[count - 1] if count else 0 :]
+        return (
+            self._template.assistant_header()
+            + ids
+            + (self._tokenizer.encode(rest) if rest else [])
+            + self._template.assistant_end()
+        )
+
+
+def _text_of(part: AudioPart, turns: Mapping[str, str]) -> str:
+    return turns.get(part.turn_id, part.transcript or "")

@@ -1,0 +1,49 @@
+"""Builds the embedded default from the model store: the parts behind an :class:`Assistant`.
+
+Called once per process by the command line and by tests; the weights are shared by all sessions.
+"""
+
+from __future__ import annotations
+
+from omni_encoders.audio import StreamingRecogniser
+from omni_encoders.end_of_turn import EndOfTurn
+from omni_encoders.recogniser import Recogniser
+from omni_encoders.vad import VoiceActivity
+
+from omni import store, threads
+from omni.assistant.assistant import Assistant
+from omni.assistant.listening import Hearing
+from omni.config import Config, home
+from omni.engine.engine import Engine
+from omni.models import load
+from omni.models.loading import Progress
+from omni.parts import Parts
+from omni.speech.registry import open_decoder
+
+
+def build(config: Config, parts: Parts, progress: Progress | None = None) -> Assistant:
+    """Load every part named in ``config.model``.
+
+    ``progress(done, total)`` counts parameters repacked; called on a model's first start only.
+
+    Raises:
+        ModelError: a weight file is missing or corrupt; the message says what to do.
+    """
+    root = home(config)
+    sizes = threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
+    model = load(store.find(config.model.backbone, root), home=root, progress=progress)
+    engine = Engine(model.backbone, config.engine)
+    recogniser = Recogniser(store.find(config.model.recogniser, root), threads=sizes.parts)
+    hearing = Hearing(
+        recogniser=StreamingRecogniser(recogniser, VoiceActivity()),
+        end_of_turn=EndOfTurn(store.find(config.model.end_of_turn, root)),
+    )
+    return Assistant(
+        model=model,
+        engine=engine,
+        hearing=hearing,
+        speech=open_decoder(config.model.speech, root),
+        parts=parts,
+        instructions=config.model.instructions,
+        max_context_tokens=config.engine.max_context_tokens,
+    )

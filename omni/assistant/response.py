@@ -1,0 +1,217 @@
+"""One response: tokens in, text and tool calls out, clauses to the speech decoder, PCM out.
+
+Used by :mod:`omni.assistant.assistant` on the engine thread. Speech runs as parts, one clause at a
+time and in order. Knows nothing of the engine or of turns.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from omni.assistant.priorities import PartPriority
+from omni.errors import CancelledError
+from omni.models.tokenizer import StreamDecoder
+from omni.models.tool_calls import FunctionCall, ToolCallParser
+from omni.types import (
+    AudioDelta,
+    Conversation,
+    Output,
+    ResponseConfig,
+    TextDelta,
+    ToolCall,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from omni.assistant.context import Generated
+    from omni.assistant.listening import Turn
+    from omni.models.tokenizer import Tokenizer
+    from omni.parts import Parts, Ticket
+    from omni.speech.contract import SpeechChunk, SpeechDecoder, SpeechStream
+
+logger = logging.getLogger(__name__)
+
+APOLOGY = "Sorry, I could not answer that."
+"""Said when a response fails: a person who listens must never be left in silence."""
+
+
+class Response:
+    """One answer on its way from tokens to sound."""
+
+    def __init__(
+        self,
+        session_id: str,
+        response_id: str,
+        config: ResponseConfig,
+        *,
+        conversation: Conversation | None = None,
+        out_of_band: bool = False,
+        speculated_turn: Turn | None = None,
+    ) -> None:
+        self.session_id = session_id
+        self.response_id = response_id
+        self.config = config
+        self.conversation = conversation
+        self.out_of_band = out_of_band
+        self.speculated_turn = speculated_turn
+        self.waiting_for: set[str] = set()
+        self.sequence: int | None = None
+        self.done_reason = "completed"
+        self._usage = Usage()
+        self._num_tokens = 0
+        self._num_calls = 0
+        self._has_text = False
+        self._generation_done = False
+        self._dropped = False
+        self._stream: SpeechStream | None = None
+        self._unspoken = ""
+        self._speech: Ticket | None = None
+        self._flushed = False
+        self._has_spoken = False
+
+    @property
+    def owns_session(self) -> bool:
+        """Whether it runs (or will run) on the session's own sequence."""
+        return not self.out_of_band and self.speculated_turn is None
+
+    @property
+    def is_complete(self) -> bool:
+        """Generated to the end and, in the audio modality, spoken to the end."""
+        spoken = self._stream is None or (self._flushed and self._speech is None)
+        return self._generation_done and spoken
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._has_text and not self._num_calls
+
+    def begin(
+        self,
+        *,
+        generated: Generated,
+        tokenizer: Tokenizer,
+        speech: SpeechDecoder,
+        parts: Parts,
+        tools: tuple[str, ...],
+        emit: Callable[[Output], None],
+        on_spoken: Callable[[], None],
+        on_failed: Callable[[BaseException], None],
+        usage: Usage,
+    ) -> None:
+        """Set up what turns tokens into text and sound; called once, when decoding begins."""
+        self._generated = generated
+        self._decoder = StreamDecoder(tokenizer, special=bool(tools))
+        self._parser = ToolCallParser(tools)
+        self._parts = parts
+        self._emit = emit
+        self._on_spoken = on_spoken
+        self._on_failed = on_failed
+        self._usage = usage
+        if self.config.modality == "audio":
+            self._stream = speech.open(voice=self.config.voice, speed=self.config.speed)
+
+    def take(self, token_id: int) -> None:
+        """One generated token."""
+        self._num_tokens += 1
+        text = self._decoder.push(token_id)
+        self._generated.append(token_id, text)
+        self._text(*self._parser.push(text))
+
+    def finish(self, reason: str) -> None:
+        """Generation has ended."""
+        self._generation_done = True
+        if reason in ("length", "context"):
+            self.done_reason = "max_output_tokens"
+        tail = self._decoder.flush()
+        visible, calls = self._parser.push(tail)
+        self._text(visible, calls)
+        self._text(*self._parser.flush())
+        self._speak()
+
+    def _text(self, visible: str, calls: list[FunctionCall]) -> None:
+        if visible and not self._has_text:
+            visible = visible.lstrip()
+        if visible:
+            self._has_text = True
+            self._emit(TextDelta(self.session_id, self.response_id, visible))
+            if self._stream is not None:
+                self._unspoken += visible
+                self._speak()
+        for call in calls:
+            self._num_calls += 1
+            call_id = f"call_{uuid.uuid4().hex[:16]}"
+            self._emit(
+                ToolCall(self.session_id, self.response_id, call_id, call.name, call.arguments)
+            )
+
+    def _speak(self) -> None:
+        """Send what makes a clause to the speech decoder, one clause at a time."""
+        stream = self._stream
+        if stream is None or self._speech is not None or self._dropped or self._flushed:
+            return
+        last = self._generation_done
+        if not last and not (self._unspoken and stream.ready(self._unspoken)):
+            return
+        text, self._unspoken = self._unspoken, ""
+
+        def work(should_stop: Callable[[], bool]) -> list[SpeechChunk]:
+            chunks: list[SpeechChunk] = []
+            for pieces in (stream.push(text), stream.flush() if last else ()):
+                for chunk in pieces:
+                    if should_stop():
+                        raise CancelledError("speech was stopped")
+                    chunks.append(chunk)
+            return chunks
+
+        priority = PartPriority.SPEECH if self._has_spoken else PartPriority.FIRST_CLAUSE
+
+        def done(result: list[SpeechChunk] | BaseException) -> None:
+            self._speech = None
+            if self._dropped:
+                return
+            if isinstance(result, BaseException):
+                self._on_failed(result)
+                return
+            self._flushed = last
+            for chunk in result:
+                self._has_spoken = True
+                self._emit(
+                    AudioDelta(self.session_id, self.response_id, chunk.pcm, tuple(chunk.marks))
+                )
+            if last:
+                self._on_spoken()
+            else:
+                self._speak()
+
+        self._speech = self._parts.submit(priority, work, done)
+
+    def drop(self) -> None:
+        """Stop speaking; results under way are ignored."""
+        self._dropped = True
+        if self._speech is not None:
+            self._speech.cancel()
+            self._speech = None
+
+    def total_usage(self) -> Usage:
+        return replace(self._usage, output_text_tokens=self._num_tokens)
+
+    def apology(self, speech: SpeechDecoder) -> list[Output]:
+        """What the user is told when the response failed before anything was said."""
+        if self._has_spoken or (self._has_text and self.config.modality == "text"):
+            return []
+        outputs: list[Output] = []
+        if not self._has_text:
+            outputs.append(TextDelta(self.session_id, self.response_id, APOLOGY))
+        if self.config.modality == "audio":
+            try:
+                stream = speech.open(voice=self.config.voice, speed=self.config.speed)
+                for chunk in (*stream.push(APOLOGY), *stream.flush()):
+                    outputs.append(
+                        AudioDelta(self.session_id, self.response_id, chunk.pcm, tuple(chunk.marks))
+                    )
+            except Exception:  # the words still reach the client as text
+                logger.exception("the apology could not be spoken")
+        return outputs
