@@ -56,7 +56,7 @@ class Service:
     worker: Worker
     vad: VoiceActivity
     model: str  # name shown to clients
-    voices: tuple[str, ...]  # the first is the default
+    voices: Callable[[], tuple[str, ...]]  # the first is the default
     metrics: Metrics
     new_id: Callable[[str], str]
 
@@ -91,7 +91,7 @@ class Connection:
             session_id=self.session_id,
             config=service.config,
             model=service.model,
-            voices=service.voices,
+            voices=service.voices(),
             new_id=service.new_id,
             now_ms=_now_ms(),
             expires_at_s=int(time.time()) + limits.max_session_age_s,

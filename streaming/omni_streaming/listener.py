@@ -52,6 +52,9 @@ class Listener(uvicorn.Server):
 
     Args:
         drain: awaited after the socket has stopped accepting and before connections are closed.
+        takes_signals: whether SIGINT and SIGTERM end it (in the main thread).
+
+    Runs in the background as an async context manager, else by :meth:`run_until_stopped`.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class Listener(uvicorn.Server):
         config: ServerConfig,
         listening: socket.socket,
         drain: Callable[[], Awaitable[None]],
+        *,
+        takes_signals: bool = False,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -79,6 +84,9 @@ class Listener(uvicorn.Server):
         )
         self._listening = listening
         self._drain = drain
+        self._takes_signals = takes_signals
+        self._stopping = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -95,6 +103,26 @@ class Listener(uvicorn.Server):
     def stop(self) -> None:
         """End :meth:`run_until_stopped` soon. Call on the loop's thread."""
         self.should_exit = True
+        self._stopping.set()
+
+    async def __aenter__(self) -> Listener:
+        self._running = asyncio.create_task(self.run_until_stopped())
+        while not self.started and not self._running.done():
+            await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stop()
+        assert self._running is not None
+        await self._running
+
+    async def main_loop(self) -> None:
+        # uvicorn looks every 100 ms; waiting for the event stops at once.
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 10  # on_tick renews the Date header every tenth count
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), timeout=1.0)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -109,7 +137,7 @@ class Listener(uvicorn.Server):
         uvicorn's own version raises the signal again at the end, which turns every orderly stop
         into a death by signal.
         """
-        if threading.current_thread() is not threading.main_thread():
+        if not self._takes_signals or threading.current_thread() is not threading.main_thread():
             yield
             return
         loop = asyncio.get_running_loop()
@@ -127,7 +155,7 @@ class Listener(uvicorn.Server):
             self.force_exit = True
         else:
             logger.info("stopping: answers under way may finish (again to stop at once)")
-        self.should_exit = True
+        self.stop()
 
 
 def bind(host: str, port: int) -> socket.socket:

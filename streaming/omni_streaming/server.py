@@ -70,14 +70,15 @@ class Server:
     """The app and what it holds while it runs.
 
     Args:
-        about: what ``/readyz`` and the log say of the parts that are loaded (names, no paths).
+        voices: names clients may ask for, the first is the default; asked once the worker is ready.
+        about: what ``/readyz`` says of the parts that are loaded (names, no paths); as ``voices``.
     """
 
     config: Config
     worker: Worker
     vad: VoiceActivity
     model: str
-    voices: tuple[str, ...]
+    voices: Callable[[], tuple[str, ...]]
     about: Callable[[], Mapping[str, object]] = dict
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -251,7 +252,7 @@ class Server:
             session_id=new_id("sess"),
             config=self.config,
             model=self.model,
-            voices=self.voices,
+            voices=self.voices(),
             new_id=new_id,
             now_ms=0,
             expires_at_s=int(time.time()) + self.config.server.max_session_age_s,
