@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,9 +32,9 @@ class Aligned:
     def sub(self, pattern: re.Pattern[str], rewrite: Rewrite) -> Aligned:
         """``pattern.sub`` with alignment; a callable may return None to leave its match alone.
 
-        What the match and its rewriting share at both ends stays aligned letter by letter; a
-        rewritten middle counts as done only when it has been said to its end. Characters that
-        vanish behind a word (a closing ``**``) are done with that word.
+        What the match and its rewriting share stays aligned letter by letter; what is rewritten is
+        done when it has been said to its end. Characters that vanish behind a word (a closing
+        ``**``) are done with that word.
         """
         pieces: list[str] = []
         ends: list[int] = []
@@ -56,29 +57,23 @@ class Aligned:
 
     def _rewritten(self, begin: int, end: int, new: str, ends: list[int]) -> None:
         """Append the ends of ``new``, which replaces ``text[begin:end]``, to ``ends``."""
-        old = self.text[begin:end]
         if not new:
-            if ends and end > begin and not self.text[begin - 1].isspace() and begin:
+            if ends and not self.text[begin - 1].isspace():
                 ends[-1] = self.ends[end - 1]
             return
-        head = _num_common(old, new)
-        tail = _num_common(old[head:][::-1], new[head:][::-1])
-        before = ends[-1] if ends else 0
-        ends.extend(self.ends[begin : begin + head])
-        done = ends[-1] if ends else before
-        num_middle = len(new) - head - tail
-        if num_middle:
-            ends.extend([done] * (num_middle - 1))
-            ends.append(self.ends[end - tail - 1] if end - tail > begin + head else done)
-        elif end - tail > begin + head and ends and not tail:
-            ends[-1] = self.ends[end - 1]
-        ends.extend(self.ends[end - tail : end])
+        old = self.text[begin:end]
+        done = [0] * len(new)
+        blocks = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
+        for i, j, size in blocks:
+            at_edge = i == j == 0 or (i + size == len(old) and j + size == len(new))
+            if size >= _SHARED_CHARS or at_edge:
+                done[j : j + size] = self.ends[begin + i : begin + i + size]
+        done[-1] = self.ends[end - 1]
+        latest = ends[-1] if ends else 0
+        for value in done:
+            latest = max(latest, value)
+            ends.append(latest)
 
 
-def _num_common(a: str, b: str) -> int:
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
+_SHARED_CHARS = 3
+"""A shorter run that old and new share is chance, unless it stands at the same edge of both."""
