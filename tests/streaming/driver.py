@@ -1,0 +1,153 @@
+"""Drives a Session and a ScriptedAssistant on a virtual clock; every event meets the oracles."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omni_streaming.session import Session
+
+from omni.config import Config
+from omni.scripted import Script, ScriptedAssistant
+from omni.types import Command, Output
+from tests.streaming.oracles import Oracles
+
+RATE_HZ = 24_000
+CHUNK_MS = 20
+
+
+def tone(ms: int, amplitude: float = 0.3, hz: float = 300.0) -> bytes:
+    """PCM16 24 kHz with a few harmonics: 'speech' for the driver's voice detector."""
+    at = np.arange(RATE_HZ * ms // 1000) / RATE_HZ
+    wave = sum(np.sin(2 * np.pi * hz * k * at) / k for k in (1, 2, 3, 5, 8))
+    return np.asarray(wave * amplitude / 2 * 32767).astype("<i2").tobytes()
+
+
+def silence(ms: int) -> bytes:
+    return bytes(RATE_HZ * ms // 1000 * 2)
+
+
+class Driver:
+    """One session with its assistant; audio is sent in real time on the virtual clock."""
+
+    def __init__(
+        self, script: Script | None = None, config: Config | None = None, **session: Any
+    ) -> None:
+        self._counter = itertools.count()
+        self.oracles = Oracles()
+        self.now_ms = 1_000_000
+        self.assistant = ScriptedAssistant(script=script)
+        self.events: list[dict[str, Any]] = []
+        self.commands: list[Command] = []
+        arguments: dict[str, Any] = {
+            "session_id": "sess_1",
+            "config": config or Config(),
+            "model": "scripted",
+            "voices": ScriptedAssistant.voices,
+            "new_id": self.new_id,
+            "now_ms": self.now_ms,
+            "expires_at_s": 1_800_000_000,
+        }
+        self.session = Session(**(arguments | session))
+        self.pump()
+
+    def new_id(self, prefix: str) -> str:
+        return f"{prefix}_{next(self._counter)}"
+
+    def pump(self) -> None:
+        """Pass on commands and events."""
+        for command in self.session.commands():
+            self.commands.append(command)
+            self.assistant.submit(command)
+        for event in self.session.events_to_send():
+            self.oracles.check(json.loads(json.dumps(event)))
+            self.events.append(event)
+
+    def send(self, type_: str, **fields: Any) -> list[dict[str, Any]]:
+        """Send one client event; returns the events it caused at once."""
+        return self.send_raw(json.dumps({"type": type_, **fields}))
+
+    def send_raw(self, message: str | bytes) -> list[dict[str, Any]]:
+        first = len(self.events)
+        self.session.receive(message, self.now_ms)
+        self.score()
+        self.pump()
+        return self.events[first:]
+
+    def score(self) -> None:
+        frames = self.session.frames_to_score()
+        self.session.score_frames([self.probability(f) for f in frames], self.now_ms)
+
+    @staticmethod
+    def probability(frame: NDArray[np.float32]) -> float:
+        return 0.95 if np.sqrt(np.mean(np.square(frame))) > 0.01 else 0.02
+
+    def audio(self, pcm: bytes, *, steps: int = 0) -> list[dict[str, Any]]:
+        """Send audio in real time, letting the assistant step ``steps`` times per 20 ms."""
+        first = len(self.events)
+        size = RATE_HZ * CHUNK_MS // 1000 * 2
+        for at in range(0, len(pcm), size):
+            self.now_ms += CHUNK_MS
+            self.send(
+                "input_audio_buffer.append", audio=base64.b64encode(pcm[at : at + size]).decode()
+            )
+            self.step(steps)
+            self.session.tick(self.now_ms)
+            self.pump()
+        return self.events[first:]
+
+    def step(self, count: int = 1) -> list[dict[str, Any]]:
+        """Let the assistant take ``count`` steps."""
+        first = len(self.events)
+        for _ in range(count):
+            self.handle(*self.assistant.step())
+        return self.events[first:]
+
+    def handle(self, *outputs: Output) -> None:
+        for output in outputs:
+            self.session.handle(output, self.now_ms)
+        self.pump()
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Step until the assistant has nothing left to do."""
+        first = len(self.events)
+        while self.assistant.has_work():
+            self.step()
+        return self.events[first:]
+
+    def wait(self, ms: int, tick_ms: int = 40) -> list[dict[str, Any]]:
+        """Let time pass without audio."""
+        first = len(self.events)
+        end_ms = self.now_ms + ms
+        while self.now_ms < end_ms:
+            self.now_ms = min(self.now_ms + tick_ms, end_ms)
+            self.session.tick(self.now_ms)
+            self.pump()
+        return self.events[first:]
+
+    def say(self, text: str) -> None:
+        """A user's text item."""
+        self.send(
+            "conversation.item.create",
+            item={
+                "type": "message",
+                "role": "user",
+                "content": [{"type": "input_text", "text": text}],
+            },
+        )
+
+    def commands_of(self, *kinds: type) -> list[Any]:
+        return [c for c in self.commands if isinstance(c, kinds)]
+
+
+def types(events: list[dict[str, Any]]) -> list[str]:
+    """Event types, with runs of the same type as one."""
+    return [kind for kind, _ in itertools.groupby(e["type"] for e in events)]
+
+
+def of_type(events: list[dict[str, Any]], type_: str) -> list[dict[str, Any]]:
+    return [e for e in events if e["type"] == type_]
