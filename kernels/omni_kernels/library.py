@@ -14,7 +14,7 @@ import importlib.machinery
 import logging
 import os
 import threading
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +40,9 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
         c_int,
         (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
     ),
+    # q, k, v, out, cu_seqlens, num_computed, pages, page_offsets,
+    # sequences, page_tokens, heads, kv_heads, dim, scale
+    "omni_paged_attention": (c_int, (*(c_void_p,) * 8, *(c_int64,) * 5, c_float)),
 }
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,126 @@
+// Causal attention over pages: cuts the work into tiles and segments and merges them in order.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "../isa.h"
+#include "../pool.h"
+#include "attention.h"
+
+namespace omni {
+namespace {
+
+// Below this many multiply-adds one thread is done before another has woken up.
+constexpr int64_t kParallelWork = 100 * 1000;
+
+// The widest path whose vectors divide the head dimension; null when none does.
+const AttentionPath* path(int64_t dim) {
+#if OMNI_X86
+  if (isa() == kAvx512Vnni && dim % kAttention512.width == 0) return &kAttention512;
+  if (isa() >= kAvx2 && dim % kAttention256.width == 0) return &kAttention256;
+#endif
+  return dim % kAttention128.width == 0 ? &kAttention128 : nullptr;
+}
+
+std::vector<AttentionTile> cut(const Attention& problem, int64_t sequences) {
+  const int64_t height = std::max<int64_t>(1, kTileQueries / problem.group());
+  std::vector<AttentionTile> tiles;
+  for (int64_t b = 0; b < sequences; ++b)
+    for (int64_t row = problem.cu_seqlens[b]; row < problem.cu_seqlens[b + 1]; row += height)
+      for (int64_t head = 0; head < problem.kv_heads; ++head)
+        tiles.push_back({b, row, std::min(height, problem.cu_seqlens[b + 1] - row), head,
+                         problem.num_computed[b] + row - problem.cu_seqlens[b]});
+  // Longest first, so that no thread begins a long tile when the others are done.
+  std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) {
+    return a.position + a.rows > b.position + b.rows;
+  });
+  return tiles;
+}
+
+int64_t num_segments(const AttentionTile& tile) {
+  return (tile.position + tile.rows + kSegmentKeys - 1) / kSegmentKeys;
+}
+
+// Helpers live as long as the process, so the scratch is made once per thread.
+AttentionBuffers& buffers() {
+  static thread_local std::unique_ptr<AttentionBuffers> mine;
+  if (!mine) mine.reset(new AttentionBuffers);
+  return *mine;
+}
+
+std::unique_ptr<float[]> uninitialised(int64_t count) {
+  return std::unique_ptr<float[]>(new float[static_cast<size_t>(count)]);
+}
+
+}  // namespace
+
+void attend(const Attention& problem, const AttentionPath& use, int64_t sequences) {
+  const std::vector<AttentionTile> tiles = cut(problem, sequences);
+  const int64_t group = problem.group();
+  const int64_t state = std::max<int64_t>(kTileQueries, group) * (problem.dim + 2);
+  int64_t work = 0, pieces = 0;
+  for (const AttentionTile& tile : tiles) {
+    work += tile.rows * group * (tile.position + tile.rows) * problem.dim * 2;
+    pieces += num_segments(tile);
+  }
+  const int64_t count = static_cast<int64_t>(tiles.size());
+
+  // Whether segments run one after another or at once, their arithmetic and the order in which
+  // they are merged are the same.
+  if (work >= kParallelWork && pieces > count && count < 4 * num_threads()) {
+    struct Piece {
+      int64_t tile, segment;
+    };
+    std::vector<Piece> all;
+    std::vector<int64_t> first;
+    for (int64_t t = 0; t < count; ++t) {
+      first.push_back(static_cast<int64_t>(all.size()));
+      for (int64_t s = 0; s < num_segments(tiles[t]); ++s) all.push_back({t, s});
+    }
+    const auto states = uninitialised(pieces * state);
+    auto compute = [&](int64_t i) {
+      use.segment(problem, tiles[all[i].tile], all[i].segment, buffers(),
+                  states.get() + i * state);
+    };
+    parallel_for(pieces, compute);
+    for (int64_t t = 0; t < count; ++t) {
+      float* into = states.get() + first[t] * state;
+      for (int64_t s = 1; s < num_segments(tiles[t]); ++s)
+        use.merge(problem, tiles[t].rows * group, into, into + s * state);
+      use.finish(problem, tiles[t], into);
+    }
+    return;
+  }
+
+  auto compute = [&](int64_t i) {
+    const AttentionTile& tile = tiles[i];
+    const int64_t segments = num_segments(tile);
+    const auto states = uninitialised(segments > 1 ? 2 * state : state);
+    use.segment(problem, tile, 0, buffers(), states.get());
+    for (int64_t s = 1; s < segments; ++s) {
+      use.segment(problem, tile, s, buffers(), states.get() + state);
+      use.merge(problem, tile.rows * group, states.get(), states.get() + state);
+    }
+    use.finish(problem, tile, states.get());
+  };
+  if (work < kParallelWork)
+    for (int64_t i = 0; i < count; ++i) compute(i);
+  else
+    parallel_for(count, compute);
+}
+
+}  // namespace omni
+
+// Arguments as in attention.h; returns 0, or -1 when this library cannot do the shape.
+extern "C" int omni_paged_attention(const float* q, const float* k, const float* v, float* out,
+                                    const int64_t* cu_seqlens, const int64_t* num_computed,
+                                    const int64_t* pages, const int64_t* page_offsets,
+                                    int64_t sequences, int64_t page_tokens, int64_t heads,
+                                    int64_t kv_heads, int64_t dim, float scale) {
+  const omni::AttentionPath* use = omni::path(dim);
+  if (!use || dim > omni::kMaxHeadDim || heads / kv_heads > omni::kTileQueries) return -1;
+  const omni::Attention problem = {q,     k,           v,     out,      num_computed, cu_seqlens,
+                                   pages, page_offsets, page_tokens, heads, kv_heads, dim, scale};
+  omni::attend(problem, *use, sequences);
+  return 0;
+}
