@@ -15,7 +15,7 @@ from omni.assistant.context import Context
 from omni.assistant.listening import Hearing, Turn
 from omni.assistant.priorities import PartPriority
 from omni.assistant.response import Response
-from omni.engine.engine import Engine, Priority, SamplingParams, TokenOutput
+from omni.engine.engine import Engine, EngineStats, Priority, SamplingParams, TokenOutput
 from omni.errors import CapacityError, OmniError
 from omni.models import LoadedModel
 from omni.parts import Parts
@@ -168,6 +168,25 @@ class Assistant:
         for session in list(self._sessions.values()):
             self._close(session)
 
+    # --- looking ---------------------------------------------------------------------------------
+
+    @property
+    def speech(self) -> SpeechDecoder:
+        return self._speech
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the engine's books do not balance."""
+        self._engine.check_integrity()
+
+    def context_text(self, session_id: str) -> str:
+        """What the session's sequence holds, special tokens shown: for tests and debugging."""
+        sequence = self._sessions[session_id].sequence
+        assert sequence is not None
+        return self._model.tokenizer.decode(self._engine.tokens(sequence), special=True)
+
     def _emit(self, output: Output) -> None:
         self._outputs.append(output)
 
@@ -272,7 +291,7 @@ class Assistant:
                 tools=conversation.tools,
                 messages=(*conversation.messages, message),
             ),
-            speculated_turn=turn,
+            turn=turn,
         )
         session.responses[command.response_id] = response
         response.waiting_for = {turn.turn_id}
@@ -280,9 +299,9 @@ class Assistant:
 
     def _confirm(self, session: _Session, command: Confirm) -> None:
         response = session.responses.get(command.response_id)
-        if response is None or (turn := response.speculated_turn) is None:
+        if response is None or (turn := response.turn) is None or not response.is_speculative:
             return
-        response.speculated_turn = None
+        response.is_speculative = False
         if response.sequence is not None:
             old, session.sequence = session.sequence, response.sequence
             if old is not None:
@@ -313,7 +332,7 @@ class Assistant:
     def _start_when_ready(self, session: _Session, response: Response) -> None:
         if response.waiting_for or response.sequence is not None:
             return
-        turn = response.speculated_turn
+        turn = response.turn
         if turn is not None and not turn.final_text.strip():
             self._end(session, response, "completed")  # nobody said anything: nothing to answer
             return
@@ -335,7 +354,7 @@ class Assistant:
             sequence = session.sequence
             priority = Priority.RESPONDING
         else:
-            priority = Priority.SPECULATING if response.speculated_turn else Priority.BACKGROUND
+            priority = Priority.SPECULATING if response.is_speculative else Priority.BACKGROUND
             sequence = self._engine.fork(session.sequence, priority=priority)
         response.sequence = sequence
         self._by_sequence[sequence] = response
@@ -407,8 +426,8 @@ class Assistant:
         """Let go of everything the response holds, except the session's own sequence."""
         session.responses.pop(response.response_id, None)
         response.drop()
-        if response.speculated_turn is not None:
-            response.speculated_turn.resume()
+        if response.is_speculative and response.turn is not None:
+            response.turn.resume()
         if response.sequence is None:
             return
         self._by_sequence.pop(response.sequence, None)

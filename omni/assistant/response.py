@@ -40,7 +40,10 @@ APOLOGY = "Sorry, I could not answer that."
 
 
 class Response:
-    """One answer on its way from tokens to sound."""
+    """One answer on its way from tokens to sound.
+
+    ``turn`` is the spoken turn that a speculation answers; it stays when the turn is confirmed.
+    """
 
     def __init__(
         self,
@@ -50,14 +53,15 @@ class Response:
         *,
         conversation: Conversation | None = None,
         out_of_band: bool = False,
-        speculated_turn: Turn | None = None,
+        turn: Turn | None = None,
     ) -> None:
         self.session_id = session_id
         self.response_id = response_id
         self.config = config
         self.conversation = conversation
         self.out_of_band = out_of_band
-        self.speculated_turn = speculated_turn
+        self.turn = turn
+        self.is_speculative = turn is not None
         self.waiting_for: set[str] = set()
         self.sequence: int | None = None
         self.done_reason = "completed"
@@ -76,7 +80,7 @@ class Response:
     @property
     def owns_session(self) -> bool:
         """Whether it runs (or will run) on the session's own sequence."""
-        return not self.out_of_band and self.speculated_turn is None
+        return not self.out_of_band and not self.is_speculative
 
     @property
     def is_complete(self) -> bool:
