@@ -31,7 +31,9 @@ from omni.types import (
     Done,
     Failed,
     Output,
+    Pause,
     Respond,
+    Resume,
     Speculate,
 )
 
@@ -51,6 +53,12 @@ MAX_PENDING_COMMANDS = 4096
 """Commands of one session that wait in the inbox; beyond it the session fails.
 
 Connections stop reading long before (see ``Worker.num_pending``), so only a bug gets here.
+"""
+
+MAX_IN_FLIGHT = 64
+"""Outputs of one session on their way to it; beyond it the session pauses until half are handled.
+
+An event loop that is busy with one session's flood must not keep a memory of it for minutes.
 """
 
 MAX_FAILED_STEPS = 3
@@ -199,11 +207,14 @@ class _ThreadTicket:
 
 @dataclass(slots=True)
 class _Client:
-    """A session as the worker knows it. ``num_pending`` is guarded by the worker's lock."""
+    """A session as the worker knows it; guarded by the worker's lock where not said otherwise."""
 
     deliver: Deliver
     loop: asyncio.AbstractEventLoop
-    num_pending: int = 0
+    num_pending: int = 0  # commands in the inbox
+    num_in_flight: int = 0  # outputs sent and not yet acknowledged
+    is_held: bool = False  # by the session itself
+    is_paused: bool = False  # as last told to the assistant
     responses: set[str] = field(default_factory=set)  # under way, engine thread only
     failed: set[str] = field(default_factory=set)  # Failed was sent; swallow what follows
     is_closed: bool = False  # a Close was submitted or the session failed
@@ -260,7 +271,10 @@ class Worker:
         return self.state
 
     def attach(self, session_id: str, deliver: Deliver) -> None:
-        """Begin a session; ``deliver`` gets its outputs on the running event loop."""
+        """Begin a session; ``deliver`` gets its outputs on the running event loop.
+
+        Whoever handles them says so with :meth:`acknowledge`, or the session stays paused.
+        """
         with self._wakeup:
             assert session_id not in self._clients, session_id
             self._clients[session_id] = _Client(deliver, asyncio.get_running_loop())
@@ -302,6 +316,20 @@ class Worker:
                     f"more than {MAX_PENDING_COMMANDS} commands are waiting; send more slowly",
                 )
             self._wakeup.notify()
+
+    def hold(self, session_id: str, is_held: bool) -> None:
+        """Pause the session's generation, or let it go on: its client reads too slowly."""
+        with self._wakeup:
+            if client := self._clients.get(session_id):
+                client.is_held = is_held
+                self._regulate(session_id, client)
+
+    def acknowledge(self, session_id: str, num_outputs: int) -> None:
+        """The session has handled ``num_outputs`` more of what was delivered."""
+        with self._wakeup:
+            if client := self._clients.get(session_id):
+                client.num_in_flight -= num_outputs
+                self._regulate(session_id, client)
 
     def num_pending(self, session_id: str) -> int:
         """Commands of the session that the engine thread has not taken yet."""
@@ -458,11 +486,24 @@ class Worker:
         client = self._clients.get(session_id)
         if client is None:
             return
+        client.num_in_flight += len(outputs)
+        self._regulate(session_id, client)
         try:
             client.loop.call_soon_threadsafe(client.hand_over, outputs)
         except RuntimeError:  # its event loop has ended, and the session with it
             self._clients.pop(session_id, None)
             self._inbox.append((session_id, Close(session_id)))
+
+    def _regulate(self, session_id: str, client: _Client) -> None:
+        """Tell the assistant when the session is to pause and when it may go on."""
+        limit = MAX_IN_FLIGHT // 2 if client.is_paused else MAX_IN_FLIGHT
+        should_pause = client.is_held or client.num_in_flight > limit
+        if should_pause == client.is_paused or client.is_closed:
+            return
+        client.is_paused = should_pause
+        client.num_pending += 1
+        self._inbox.append((session_id, Pause(session_id) if should_pause else Resume(session_id)))
+        self._wakeup.notify()
 
 
 def _explain(error: Exception) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from omni_encoders.vad import VoiceActivity
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from omni.config import Config
-from omni.types import INPUT_RATE_HZ, Command, Output, Pause, Resume
+from omni.types import INPUT_RATE_HZ, Output
 from omni.worker import Worker
 from omni_streaming.metrics import Metrics, SessionMetrics
 from omni_streaming.send_queue import SendQueue
@@ -106,7 +106,7 @@ class Connection:
         self._outputs: list[Output] = []
         self._outputs_came = asyncio.Event()
         self._close_code: tuple[int, str] | None = None
-        self._is_paused = False
+        self._is_held = False
         self._full_since_s: float | None = None
         self._send_since_s: float | None = None
         self._idle = asyncio.Event()  # no response is under way
@@ -203,9 +203,9 @@ class Connection:
             self._send_since_s = time.monotonic()
             await self._websocket.send_text(frame)
             self._send_since_s = None
-            if self._is_paused and self._queue.has_room:
-                self._is_paused = False
-                self._worker.submit(self.session_id, [Resume(self.session_id)])
+            if self._is_held and self._queue.has_room:
+                self._is_held = False
+                self._worker.hold(self.session_id, False)
 
     async def _handle_outputs(self) -> int:
         while True:
@@ -217,6 +217,7 @@ class Connection:
                     self._metrics.output(output)
                     self._session.handle(output, _now_ms())
             self._flush()
+            self._worker.acknowledge(self.session_id, len(outputs))
 
     async def _tick(self) -> int:
         limit_s = self._service.config.server.send_stall_s
@@ -239,7 +240,7 @@ class Connection:
 
     def _flush(self) -> None:
         """Pass on what the session wants said and done; pause generation if that is too much."""
-        commands: list[Command] = self._session.commands()
+        commands = self._session.commands()
         for command in commands:
             self._metrics.command(command)
         now_s = time.monotonic()
@@ -248,10 +249,10 @@ class Connection:
             self._queue.put(event)
         if self._queue.is_full:
             self._full_since_s = self._full_since_s or now_s
-            if not self._is_paused:
-                self._is_paused = True
+            if not self._is_held:
+                self._is_held = True
                 self._service.metrics.pauses.inc()
-                commands.append(Pause(self.session_id))
+                self._worker.hold(self.session_id, True)
         else:
             self._full_since_s = None
         if commands:

@@ -20,12 +20,20 @@ from omni.types import (
     Failed,
     Open,
     Output,
+    Pause,
     Respond,
     ResponseConfig,
+    Resume,
     TextDelta,
     Usage,
 )
-from omni.worker import MAX_FAILED_STEPS, MAX_PENDING_COMMANDS, ThreadParts, Worker
+from omni.worker import (
+    MAX_FAILED_STEPS,
+    MAX_IN_FLIGHT,
+    MAX_PENDING_COMMANDS,
+    ThreadParts,
+    Worker,
+)
 
 
 class EchoPort:
@@ -39,6 +47,7 @@ class EchoPort:
         self.fail_submit: Exception | None = None
         self.fail_steps = 0
         self.thread_ids: set[int] = set()
+        self.paused: set[str] = set()
         self.is_closed = False
 
     def submit(self, command: Command) -> None:
@@ -50,6 +59,10 @@ class EchoPort:
         match command:
             case Respond(session_id, response_id):
                 self.left[session_id, response_id] = response_id
+            case Pause(session_id):
+                self.paused.add(session_id)
+            case Resume(session_id):
+                self.paused.discard(session_id)
             case Cancel(session_id, response_id) if (session_id, response_id) in self.left:
                 del self.left[session_id, response_id]
                 self.outputs.append(Done(session_id, response_id, "cancelled", Usage()))
@@ -62,6 +75,8 @@ class EchoPort:
             raise RuntimeError("broken step")
         outputs, self.outputs = self.outputs, []
         for (session_id, response_id), text in list(self.left.items()):
+            if session_id in self.paused:
+                continue
             if text:
                 outputs.append(TextDelta(session_id, response_id, text[0]))
                 self.left[session_id, response_id] = text[1:]
@@ -71,7 +86,7 @@ class EchoPort:
         return outputs
 
     def has_work(self) -> bool:
-        return bool(self.left or self.outputs)
+        return bool(self.outputs) or any(key[0] not in self.paused for key in self.left)
 
     def close(self) -> None:
         self.is_closed = True
@@ -84,12 +99,15 @@ class Listener:
         self.worker = worker
         self.session_id = session_id
         self.outputs: list[Output] = []
+        self.acknowledges = True
         self._came = asyncio.Event()
         worker.attach(session_id, self._deliver)
         self.submit(Open(session_id, Conversation()))
 
     def _deliver(self, outputs: Sequence[Output]) -> None:
         self.outputs.extend(outputs)
+        if self.acknowledges:
+            self.worker.acknowledge(self.session_id, len(outputs))
         self._came.set()
 
     def submit(self, *commands: Command) -> None:
@@ -288,6 +306,38 @@ async def test_a_session_that_floods_the_inbox_fails_alone() -> None:
         slow.respond("fine")
         assert isinstance((await slow.until_ended("fine"))[-1], Done)
         assert not any(isinstance(o, Failed) for o in slow.outputs)
+
+
+async def test_a_session_that_does_not_handle_its_outputs_is_paused_until_it_does() -> None:
+    async with running() as (worker, built):
+        lazy, busy = Listener(worker, "lazy"), Listener(worker, "busy")
+        lazy.acknowledges = False
+        lazy.respond("x" * 10 * MAX_IN_FLIGHT)
+        busy.respond("y" * 10 * MAX_IN_FLIGHT)
+        await busy.until_ended("y" * 10 * MAX_IN_FLIGHT)
+        busy.respond("again")
+        await busy.until_ended("again")
+        assert len(lazy.outputs) <= MAX_IN_FLIGHT + 1, "one step at most after the limit"
+        assert built[0].commands.count(Pause("lazy")) == 1
+        lazy.acknowledges = True
+        worker.acknowledge("lazy", len(lazy.outputs))
+        assert len(await lazy.until_ended("x" * 10 * MAX_IN_FLIGHT)) == 10 * MAX_IN_FLIGHT + 1
+        assert Resume("lazy") in built[0].commands
+
+
+async def test_hold_pauses_a_session_and_release_lets_it_go_on() -> None:
+    async with running() as (worker, built):
+        held, other = Listener(worker, "held"), Listener(worker, "other")
+        worker.hold("held", True)
+        worker.hold("held", True)
+        held.respond("r")
+        other.respond("other")
+        await other.until_ended("other")
+        assert held.outputs == []
+        worker.hold("held", False)
+        assert isinstance((await held.until_ended("r"))[-1], Done)
+        told = [c for c in built[0].commands if isinstance(c, Pause | Resume)]
+        assert told == [Pause("held"), Resume("held")]
 
 
 async def test_detach_frees_the_session_once_and_silences_it() -> None:
