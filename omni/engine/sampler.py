@@ -20,6 +20,9 @@ from omni.errors import InputError
 _FIRST_CANDIDATES = 256
 """Tokens sorted at first to find the top-p set; nearly always enough, else eight times more."""
 
+_MIN_TEMPERATURE = 1e-4
+"""Below it only the likeliest tokens can be drawn anyway, and fp32 would overflow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -88,18 +91,17 @@ def _sample_row(logits: NDArray[np.float32], row: SampleRow) -> int | None:
         return None
     if params.temperature == 0.0 or params.top_k == 1:
         return best
-    # Relative to the maximum: no overflow however small the temperature is.
-    scaled = (logits.astype(np.float64) - float(logits[best])) / params.temperature
+    scaled = (logits - logits[best]) / np.float32(max(params.temperature, _MIN_TEMPERATURE))
     ids, probs = _candidates(scaled, params)
-    cumulative = probs.cumsum()
+    cumulative = probs.cumsum(dtype=np.float64)  # fp32 would lose the tail of a large vocabulary
     drawn = _uniform(params.seed, len(row.token_ids)) * cumulative[-1]
     index = min(int(np.searchsorted(cumulative, drawn, side="right")), len(probs) - 1)
     return index if ids is None else int(ids[index])
 
 
 def _candidates(
-    scaled: NDArray[np.float64], params: SamplingParams
-) -> tuple[NDArray[np.int64] | None, NDArray[np.float64]]:
+    scaled: NDArray[np.float32], params: SamplingParams
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
     """Ids (None: all in order) and unnormalised probabilities of the tokens that may be drawn."""
     vocab_size = len(scaled)
     if params.top_k == 0 and params.top_p == 1.0:
@@ -107,25 +109,25 @@ def _candidates(
     if params.top_k:
         ids = _largest(scaled, min(params.top_k, vocab_size))
         probs = np.exp(scaled[ids])
-        return _nucleus(ids, probs, params.top_p * probs.sum())
-    enough = params.top_p * np.exp(scaled).sum()
+        return _nucleus(ids, probs, params.top_p * float(probs.sum(dtype=np.float64)))
+    enough = params.top_p * float(np.exp(scaled).sum(dtype=np.float64))
     num_candidates = _FIRST_CANDIDATES
     while True:
         ids = _largest(scaled, min(num_candidates, vocab_size))
         probs = np.exp(scaled[ids])
-        if num_candidates >= vocab_size or probs.sum() >= enough:
+        if num_candidates >= vocab_size or probs.sum(dtype=np.float64) >= enough:
             return _nucleus(ids, probs, enough)
         num_candidates *= 8
 
 
 def _nucleus(
-    ids: NDArray[np.int64], probs: NDArray[np.float64], enough: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    num_kept = int((probs.cumsum() - probs < enough).sum())
+    ids: NDArray[np.int64], probs: NDArray[np.float32], enough: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    num_kept = int((probs.cumsum(dtype=np.float64) - probs < enough).sum())
     return ids[: max(1, num_kept)], probs[: max(1, num_kept)]
 
 
-def _largest(values: NDArray[np.float64], num: int) -> NDArray[np.int64]:
+def _largest(values: NDArray[np.float32], num: int) -> NDArray[np.int64]:
     """Ids of the ``num`` largest values, largest first, lower id first among equals."""
     if num < len(values):
         threshold = np.partition(values, len(values) - num)[len(values) - num]

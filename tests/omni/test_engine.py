@@ -17,6 +17,7 @@ from tiny_backbone import (
     decoder_stack,
     forward_whole,
     greedy,
+    one_thread,  # noqa: F401
 )
 
 from omni.config import EngineConfig

@@ -28,6 +28,7 @@ from tiny_backbone import (
     decoder_stack,
     forward_whole,
     greedy,
+    one_thread,  # noqa: F401
     relative_rms,
 )
 

@@ -12,9 +12,10 @@ differently for different numbers of rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -28,6 +29,15 @@ HYBRID: Mixers = ("recurrent", "attention", "recurrent")
 
 WIDTH = 32
 _HEADS, _KV_HEADS, _HEAD_DIM, _CONV = 4, 2, 8, 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from a second thread and wait long for a busy core."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 class TinyBackbone:
