@@ -1,0 +1,131 @@
+"""``omni serve``: the page, the Realtime WebSocket and their companions on one port."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from omni.cli import COMMANDS, EXIT_INTERRUPTED, add_config_options, read_config
+from omni.config import Config
+from omni.errors import OmniError
+
+if TYPE_CHECKING:
+    import socket
+
+    from omni_streaming.server import Server
+
+    from omni.cli import Subparsers
+
+DESCRIPTION = """\
+Talk to Omni in the browser, or from any OpenAI Realtime client (base URL http://HOST:PORT/v1).
+
+Listens on 127.0.0.1 unless a key is set; OMNI_API_KEY in the environment is a key too.
+SIGTERM and Ctrl-C let the answers under way finish."""
+
+KEY_VARIABLE = "OMNI_API_KEY"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help=COMMANDS["serve"],
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", help="address to listen on (server.host)")
+    parser.add_argument("--port", type=int, help="port to listen on (server.port)")
+    parser.add_argument("--model", metavar="NAME", help="backbone (model.backbone)")
+    parser.add_argument(
+        "--scripted",
+        action="store_true",
+        help="answer by script, without weights: to try the protocol and the page",
+    )
+    add_config_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until stopped; see ``omni serve --help``."""
+    config = read_config(
+        args,
+        {
+            "server.host": args.host,
+            "server.port": args.port,
+            "server.api_key": os.environ.get(KEY_VARIABLE) or None,
+            "model.backbone": args.model,
+        },
+    )
+    from omni_streaming.access import check_host
+    from omni_streaming.listener import bind
+
+    check_host(config.server)
+    listening = bind(config.server.host, config.server.port)  # before anything slow
+    start_logging(config.log_level)
+    server = make_server(config, scripted=args.scripted)
+    try:
+        return asyncio.run(serve(server, listening))
+    finally:
+        listening.close()
+
+
+def make_server(config: Config, *, scripted: bool) -> Server:
+    """The embedded default's server, or the scripted one; loads nothing yet."""
+    from omni_streaming.assembly import assemble, assemble_scripted
+
+    return assemble_scripted(config) if scripted else assemble(config, _show_progress)
+
+
+async def serve(server: Server, listening: socket.socket) -> int:
+    """Serve on ``listening`` until a signal; returns the exit code.
+
+    Raises:
+        OmniError: the models cannot be loaded.
+    """
+    from omni_streaming.listener import Listener
+
+    listener = Listener(
+        server.app(), server.config.server, listening, server.drain, takes_signals=True
+    )
+    began_s = time.monotonic()
+    serving = asyncio.create_task(listener.run_until_stopped())
+    server.worker.start()
+    loading = asyncio.create_task(asyncio.to_thread(server.worker.wait))
+    try:
+        await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            return EXIT_INTERRUPTED  # stopped while loading
+        if (failure := server.worker.failure) is not None:
+            listener.stop()
+            await serving
+            if isinstance(failure, OmniError):
+                raise failure
+            raise OmniError(f"the assistant could not be built: {failure!r}") from failure
+        print(
+            f"Ready after {time.monotonic() - began_s:.1f} s. Talk at {listener.url} "
+            f"(model {server.model}; Ctrl-C stops).",
+            flush=True,
+        )
+        await serving
+        return 0
+    finally:
+        server.worker.stop()
+        await loading
+
+
+def start_logging(level: str) -> None:
+    """Log to standard error. Messages name sessions, never what was said in them."""
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+
+
+def _show_progress(what: str, share: float) -> None:
+    if sys.stderr.isatty() or share in (0.0, 1.0):
+        end = "\n" if share >= 1 or not sys.stderr.isatty() else "\r"
+        print(f"{what}: {share:4.0%}", file=sys.stderr, end=end, flush=True)

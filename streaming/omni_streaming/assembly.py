@@ -1,0 +1,142 @@
+"""Puts a server together: the worker around an assistant, and the app around the worker.
+
+Called by the command line, the end-to-end tests and the benchmarks. The assistant is built and
+warmed up on the engine thread, while the server already answers ``/readyz`` with 503.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from omni.scripted import ScriptedAssistant
+from omni_encoders.vad import VoiceActivity
+
+from omni import threads
+from omni.config import Config
+from omni.errors import ModelError
+from omni.parts import Parts
+from omni.types import (
+    INPUT_RATE_HZ,
+    Close,
+    Commit,
+    Conversation,
+    Done,
+    Failed,
+    Feed,
+    Message,
+    Open,
+    Respond,
+    ResponseConfig,
+    TextPart,
+    TranscriptDone,
+)
+from omni.worker import Port, ThreadParts, Worker
+from omni_streaming.server import Server
+
+if TYPE_CHECKING:
+    from omni.assistant import Assistant
+
+logger = logging.getLogger(__name__)
+
+SCRIPTED = "scripted"
+"""Name of the model that needs no weights."""
+
+WARM_UP_S = 60.0
+"""A first answer takes about a second; a machine that needs longer than this is not usable."""
+
+Progress = Callable[[str, float], None]
+"""(what is being loaded, share 0..1)."""
+
+
+def assemble(config: Config, progress: Progress = lambda what, share: None) -> Server:
+    """A server of the embedded default; ``server.worker`` is not started yet."""
+    sizes = threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
+    loaded: list[Assistant] = []
+
+    def build(parts: Parts) -> Port:
+        import torch
+        from omni_kernels import library
+
+        from omni.assistant import embedded
+
+        torch.set_num_threads(sizes.engine)  # of this thread's pool
+        library.set_num_threads(sizes.engine)
+        assistant = embedded.build(config, parts, progress)
+        progress("warming up", 0.0)
+        warm_up(assistant)
+        progress("warming up", 1.0)
+        loaded[:] = [assistant]
+        return assistant
+
+    def start_parts_thread() -> None:
+        import torch
+
+        torch.set_num_threads(sizes.parts)
+
+    def about() -> Mapping[str, object]:
+        from omni_kernels import library
+
+        model = config.model
+        return {
+            "kernels": {"backend": library.backend(), "threads": library.num_threads()},
+            "threads": {"engine": sizes.engine, "parts": sizes.parts},
+            "models": {
+                "backbone": model.backbone,
+                "recogniser": model.recogniser,
+                "end_of_turn": model.end_of_turn,
+                "speech": model.speech,
+            },
+        }
+
+    return Server(
+        config=config,
+        worker=Worker(build, ThreadParts(initialise=start_parts_thread)),
+        vad=VoiceActivity(),
+        model=config.model.backbone,
+        voices=lambda: loaded[0].voices,
+        about=about,
+    )
+
+
+def assemble_scripted(config: Config) -> Server:
+    """A server that answers by script: no weights, for demonstrations and tests of the protocol."""
+    return Server(
+        config=config,
+        worker=Worker(ScriptedAssistant),
+        vad=VoiceActivity(),
+        model=SCRIPTED,
+        voices=lambda: ScriptedAssistant.voices,
+        about=lambda: {"models": {"assistant": SCRIPTED}},
+    )
+
+
+def warm_up(assistant: Port) -> None:
+    """Hold one short conversation, so that no user's first answer pays for lazy set-up.
+
+    Raises:
+        ModelError: the assistant cannot answer; its reason is in the message.
+    """
+    session_id, turn_id, response_id = "warm-up", "turn", "response"
+    second = np.zeros(INPUT_RATE_HZ, np.float32)
+    hello = Conversation(messages=(Message("user", (TextPart("Say hello."),)),))
+    assistant.submit(Open(session_id, hello))
+    assistant.submit(Feed(session_id, turn_id, second, 0))
+    assistant.submit(Commit(session_id, turn_id))
+    assistant.submit(Respond(session_id, response_id, ResponseConfig(max_output_tokens=8)))
+    waiting = {TranscriptDone, Done}
+    give_up_s = time.monotonic() + WARM_UP_S
+    while waiting and time.monotonic() < give_up_s:
+        for output in assistant.step():
+            if isinstance(output, Failed):
+                raise ModelError(f"the assistant cannot answer: {output.message}")
+            waiting.discard(type(output))
+        if not assistant.has_work():
+            time.sleep(0.002)  # the parts thread is at work
+    assistant.submit(Close(session_id))
+    assistant.step()
+    if waiting:
+        raise ModelError(f"the assistant did not answer within {WARM_UP_S:.0f} s")

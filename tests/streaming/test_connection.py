@@ -1,0 +1,239 @@
+"""What bad clients and bad days do to one session, and that the others never notice."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+
+import pytest
+from omni_streaming.session import Session
+
+from omni.parts import Parts
+from omni.types import Cancel, Close, Command, Feed, Pause, Resume
+from tests.streaming.serving import Chatter, Running, Socket, serving, settings, socket
+
+MIB = 2**20
+
+
+async def still_talks(client: Socket) -> None:
+    assert await client.answer("talk 3") == "1 2 3 "
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x00\xff\x13",
+        "not json",
+        "[]",
+        "null",
+        '"text"',
+        "{}",
+        '{"type": 5}',
+        '{"type": "no.such.event"}',
+        '{"type": "input_audio_buffer.append", "audio": "@@@"}',
+        '{"type": "input_audio_buffer.append", "audio": "QUJD"}',
+        '{"type": "input_audio_buffer.append"}',
+        "[" * 100_000,
+        '{"type": "session.update", "session": ' + '{"a":' * 3000 + "1" + "}" * 3001,
+    ],
+)
+async def test_garbage_gets_one_error_and_the_session_goes_on(garbage: str | bytes) -> None:
+    async with serving() as running, socket(running) as client:
+        await client.connection.send(garbage)
+        event = await client.receive()
+        assert event["type"] == "error"
+        assert event["error"]["message"]
+        await still_talks(client)
+        assert [e["type"] for e in client.events].count("error") == 1
+
+
+async def test_text_that_is_not_utf8_closes_that_connection_only() -> None:
+    async with serving() as running, socket(running) as other, socket(running) as client:
+        await client.connection.send(b"\xff\xfe", text=True)
+        assert (await client.closed())[0] == 1007
+        await still_talks(other)
+
+
+async def test_a_message_over_the_limit_closes_that_connection_only() -> None:
+    config = settings(max_append_bytes=MIB)
+    async with serving(config) as running, socket(running) as other, socket(running) as client:
+        await client.connection.send("x" * (2 * MIB))
+        assert (await client.closed())[0] == 1009
+        await still_talks(other)
+
+
+async def test_an_append_of_fifteen_mebibytes_is_taken_while_others_talk() -> None:
+    audio = base64.b64encode(bytes(15 * MIB // 4 * 3)).decode()
+    async with serving() as running, socket(running) as other, socket(running) as client:
+        await client.send("input_audio_buffer.append", audio=audio)
+        await still_talks(other)
+        await client.send("input_audio_buffer.clear")
+        await client.until("input_audio_buffer.cleared")
+        await still_talks(client)
+        assert not any(e["type"] == "error" for e in client.events)
+
+
+async def test_sessions_do_not_hear_each_other() -> None:
+    async with serving() as running, socket(running) as one, socket(running) as two:
+        answers = await asyncio.gather(one.answer("talk 40"), two.answer("talk 30"))
+        assert answers[0].split() == [str(i) for i in range(1, 41)]
+        assert answers[1].split() == [str(i) for i in range(1, 31)]
+        ids = [
+            {e["response_id"] for e in client.events if "response_id" in e} for client in (one, two)
+        ]
+        assert len(ids[0]) == len(ids[1]) == 1
+        assert ids[0] != ids[1]
+
+
+async def test_a_client_that_vanishes_mid_answer_frees_everything() -> None:
+    async with serving() as running, socket(running) as other:
+        async with socket(running) as client:
+            await client.ask("talk 1000000")
+            await client.until("response.output_audio.delta")
+            client.connection.transport.abort()
+        await still_talks(other)
+        await until(lambda: running.server.num_sessions == 1)
+        await until(lambda: len(running.chatter.conversations) == 1)
+        assert not running.chatter.speeches
+        closes = [c for c in running.chatter.commands if isinstance(c, Close)]
+        assert len(closes) == 1
+
+
+async def test_a_client_that_stops_reading_pauses_generation_and_is_dropped() -> None:
+    config = settings(max_send_queue_bytes=MIB, send_stall_s=1)
+    async with serving(config) as running, socket(running) as other:
+        async with socket(running) as client:
+            client.connection.transport.pause_reading()
+            await client.ask("talk 1000000")
+            await until(lambda: has(running, Pause))
+            await still_talks(other)
+            await until(lambda: running.server.num_sessions == 1)
+            client.connection.transport.abort()
+        assert running.metric("omni_send_pauses_total") >= 1
+        assert running.metric("omni_sessions_ended_total", code="1013") == 1
+        spoken = running.metric("omni_audio_seconds_total", direction="out")
+        assert spoken < 300, "generation stopped soon after the queue was full"
+        await still_talks(other)
+
+
+async def test_a_slow_client_that_catches_up_gets_the_whole_answer() -> None:
+    config = settings(max_send_queue_bytes=MIB // 2)
+    async with serving(config) as running, socket(running) as client:
+        client.connection.transport.pause_reading()
+        await client.ask("talk 300")
+        await until(lambda: has(running, Pause))
+        client.connection.transport.resume_reading()
+        await client.until("response.done")
+        words = [
+            e["delta"].strip()
+            for e in client.events
+            if e["type"] == "response.output_audio_transcript.delta"
+        ]
+        assert words == [str(i) for i in range(1, 301)]
+        audio = [e for e in client.events if e["type"] == "response.output_audio.delta"]
+        assert sum(len(base64.b64decode(e["delta"])) for e in audio) == 300 * 48_000
+        assert has(running, Resume)
+
+
+async def test_after_a_cancel_no_audio_that_waited_is_sent() -> None:
+    async with serving() as running, socket(running) as client:
+        client.connection.transport.pause_reading()
+        await client.ask("talk 100000")
+        await until(lambda: has(running, Pause))
+        await client.send("response.cancel")
+        await until(lambda: has(running, Cancel))
+        client.connection.transport.resume_reading()
+        done = await client.until("response.done")
+        assert done["response"]["status"] == "cancelled"
+        await still_talks(client)
+
+
+async def test_an_answer_that_crashes_fails_and_the_next_one_is_fine() -> None:
+    async with serving() as running, socket(running) as other, socket(running) as client:
+        for text in ("crash", "crash later"):
+            await client.ask(text)
+            done = await client.until("response.done")
+            assert done["response"]["status"] == "failed"
+            await still_talks(client)
+            await still_talks(other)
+        assert running.server.worker.state == "ready"
+
+
+async def test_a_bug_in_one_session_ends_it_with_1011(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as running, socket(running) as other, socket(running) as client:
+        receive = Session.receive
+
+        def broken(self: Session, message: str | bytes, now_ms: int) -> None:
+            if "boom" in str(message):
+                raise ZeroDivisionError("a bug")
+            receive(self, message, now_ms)
+
+        monkeypatch.setattr(Session, "receive", broken)
+        await client.send("boom")
+        code, reason = await client.closed()
+        assert code == 1011
+        assert client.events[-1]["error"]["code"] == "server_error"
+        assert "bug" not in reason + json.dumps(client.events), "our mistakes are ours"
+        assert "a bug" in caplog.text
+        await still_talks(other)
+
+
+async def test_what_is_said_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "omni")
+    caplog.set_level(logging.DEBUG, "omni_streaming")
+    async with serving() as running, socket(running) as client:
+        await client.answer("my secret diary")
+        await client.connection.send("private garbage")
+        await client.until("error")
+    assert "secret diary" not in caplog.text
+    assert "private garbage" not in caplog.text
+
+
+async def test_reading_stops_while_the_assistant_is_busy() -> None:
+    class Busy(Chatter):
+        """Takes commands of turns slowly: 1 ms each."""
+
+        def submit(self, command: Command) -> None:
+            if isinstance(command, Feed):
+                import time
+
+                time.sleep(0.001)
+            super().submit(command)
+
+    chunk = base64.b64encode(bytes(range(256)) * 4).decode()
+    async with serving(build=Busy) as running, socket(running) as client:
+        off = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
+        await client.send("session.update", session=off)
+        await client.until("session.updated")
+        for _ in range(3000):
+            await client.send("input_audio_buffer.append", audio=chunk)
+        await client.send("input_audio_buffer.clear")
+        await client.until("input_audio_buffer.cleared")
+        assert not any(e["type"] == "error" for e in client.events)
+        await still_talks(client)
+
+
+async def test_parts_are_given_to_the_assistant() -> None:
+    given: list[Parts] = []
+
+    def build(parts: Parts) -> Chatter:
+        given.append(parts)
+        return Chatter(parts)
+
+    async with serving(build=build) as running:
+        assert given == [running.server.worker.parts]
+
+
+def has(running: Running, kind: type[object]) -> bool:
+    return any(isinstance(command, kind) for command in running.chatter.commands)
+
+
+async def until(is_so: object) -> None:
+    assert callable(is_so)
+    async with asyncio.timeout(20):
+        while not is_so():
+            await asyncio.sleep(0.005)
