@@ -1,0 +1,212 @@
+// The page: buttons, keys and audio devices around one conversation.
+
+import { Conversation } from "./conversation.js";
+import { Microphone, MicrophoneError } from "./microphone.js";
+import { Player, RATE_HZ } from "./player.js";
+import { View } from "./view.js";
+
+const byId = (id) => document.getElementById(id);
+
+class App {
+  constructor() {
+    this.view = new View();
+    this.conversation = new Conversation(this.view, {
+      onChange: () => this.refresh(),
+      onKeyNeeded: (words) => this.askForKey(words),
+      onLost: (words) => this.lose(words),
+    });
+    this.key = "";
+    this.context = null;
+    this.microphone = null;
+    this.wantsVoice = false;
+    this.isMuted = false;
+    this.isConnecting = false;
+    this.isLost = false;
+  }
+
+  /** Take part by voice: audio, connection and microphone, each with its own failure. */
+  async talk() {
+    this.wantsVoice = true;
+    this.view.hideNotice();
+    await this.openAudio();
+    const [connected] = await Promise.all([this.connect(), this.openMicrophone()]);
+    if (!connected) this.closeMicrophone();
+  }
+
+  /** Connect again, with the microphone if it was wanted. */
+  async reconnect() {
+    this.view.hideNotice();
+    if (this.wantsVoice) return this.talk();
+    await this.openAudio();
+    return this.connect();
+  }
+
+  end() {
+    this.wantsVoice = false;
+    this.conversation.close();
+    this.closeMicrophone();
+    this.isLost = false;
+    this.view.hideNotice();
+    this.refresh();
+  }
+
+  async sendText(text) {
+    this.view.hideNotice();
+    await this.openAudio();
+    if (!(await this.connect())) return false;
+    await this.conversation.sendText(text);
+    return true;
+  }
+
+  /** The browser allows sound only after a click or a key, so not before. */
+  async openAudio() {
+    if (this.context === null) {
+      this.context = new AudioContext({ sampleRate: RATE_HZ, latencyHint: "interactive" });
+      const onReport = (report) => this.conversation.heard(report);
+      this.conversation.player = await Player.open(this.context, onReport);
+    }
+    await this.context.resume();
+  }
+
+  async connect() {
+    if (this.conversation.isConnected) return true;
+    if (this.isConnecting) return false;
+    this.isConnecting = true;
+    this.isLost = false;
+    this.refresh();
+    try {
+      await this.conversation.connect(this.key);
+    } catch (error) {
+      if (error instanceof SyntaxError) this.askForKey("A key has no spaces or special signs.");
+      return false; // the rest has been shown by lose() or askForKey()
+    } finally {
+      this.isConnecting = false;
+      this.refresh();
+    }
+    return true;
+  }
+
+  async openMicrophone() {
+    if (this.microphone !== null) return;
+    try {
+      this.microphone = await Microphone.open(
+        this.context,
+        (chunk) => this.capture(chunk),
+        () => this.loseMicrophone(),
+      );
+    } catch (error) {
+      if (!(error instanceof MicrophoneError)) throw error;
+      this.view.showNotice(error.message);
+    }
+    this.refresh();
+  }
+
+  capture(chunk) {
+    if (this.conversation.speakingItem === null) this.view.showLevel(chunk.level);
+    this.conversation.sendAudio(chunk);
+  }
+
+  loseMicrophone() {
+    this.closeMicrophone();
+    this.view.showNotice("The microphone was disconnected. Press Start talking to use another.");
+    this.refresh();
+  }
+
+  closeMicrophone() {
+    this.microphone?.close();
+    this.microphone = null;
+    this.isMuted = false;
+    this.view.showLevel(0);
+  }
+
+  toggleMute() {
+    if (this.microphone === null) return;
+    this.isMuted = !this.isMuted;
+    this.microphone.muted = this.isMuted;
+    this.refresh();
+  }
+
+  stop() {
+    if (this.conversation.canStop) this.conversation.interrupt();
+  }
+
+  lose(words) {
+    this.isLost = true;
+    this.view.showNotice(words, { canReconnect: true });
+    this.refresh();
+  }
+
+  askForKey(words) {
+    byId("key-wrong").textContent = words;
+    byId("key-wrong").hidden = this.key === "";
+    if (!byId("key-dialog").open) byId("key-dialog").showModal();
+    this.refresh();
+  }
+
+  get phase() {
+    if (this.isConnecting) return "connecting";
+    if (this.isLost) return "lost";
+    if (!this.conversation.isConnected) return "idle";
+    if (this.conversation.phase !== null) return this.conversation.phase;
+    if (this.microphone === null) return "ready";
+    return this.isMuted ? "muted" : "listening";
+  }
+
+  refresh() {
+    this.view.showPhase(this.phase);
+    this.view.showControls({
+      isConnected: this.conversation.isConnected,
+      hasMicrophone: this.microphone !== null,
+      isMuted: this.isMuted,
+      canStop: this.conversation.canStop,
+    });
+  }
+}
+
+function wire(app) {
+  byId("talk").onclick = () => (app.microphone === null ? app.talk() : app.end());
+  byId("mute").onclick = () => app.toggleMute();
+  byId("stop").onclick = () => app.stop();
+  byId("dismiss").onclick = () => app.view.hideNotice();
+  byId("reconnect").onclick = () => app.reconnect();
+  byId("composer").onsubmit = async (event) => {
+    event.preventDefault();
+    const text = byId("message").value.trim();
+    if (text && (await app.sendText(text))) byId("message").value = "";
+  };
+  byId("key-dialog").querySelector("form").onsubmit = () => {
+    app.key = byId("key").value.trim();
+    app.reconnect();
+  };
+  byId("key-cancel").onclick = () => byId("key-dialog").close();
+  document.addEventListener("keydown", (event) => {
+    if (byId("key-dialog").open) return;
+    if (event.key === "Escape") app.stop();
+    if (event.altKey && event.code === "KeyM") {
+      event.preventDefault();
+      app.toggleMute();
+    }
+  });
+}
+
+function wireTheme() {
+  const button = byId("theme");
+  const prefersDark = matchMedia("(prefers-color-scheme: dark)");
+  let theme = null; // until chosen: as the system says
+  const isDark = () => (theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
+  const show = () => {
+    if (theme !== null) document.documentElement.dataset.theme = theme;
+    button.textContent = isDark() ? "Light colours" : "Dark colours";
+  };
+  button.onclick = () => {
+    theme = isDark() ? "light" : "dark";
+    show();
+  };
+  prefersDark.addEventListener("change", show);
+  show();
+}
+
+const app = new App();
+wire(app);
+wireTheme();
+app.refresh();

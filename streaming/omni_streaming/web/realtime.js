@@ -1,0 +1,60 @@
+// One Realtime session over a WebSocket: sends events, hands on what comes.
+
+const CLOSED = {
+  1001: "The server ended the session after a long time or a long silence.",
+  1008: "The server does not accept connections from this page.",
+  1009: "Something sent was too large for the server.",
+  1011: "The server had an internal error.",
+  1012: "The server is restarting.",
+  1013: "The server is busy with other conversations.",
+  3000: "The server asks for an API key.",
+};
+const LOST = "The connection to the server was lost.";
+
+/** Socket close code for a missing or wrong key. */
+export const BAD_KEY = 3000;
+
+export class Realtime {
+  /**
+   * @param {string} key API key, or "" for none
+   * @param {object} handlers
+   * @param {(event: object) => void} handlers.onEvent a server event
+   * @param {(code: number, words: string) => void} handlers.onClose not called after close()
+   * @throws {SyntaxError} the key has characters that a browser cannot send
+   */
+  constructor(key, { onEvent, onClose }) {
+    const url = new URL("v1/realtime", location.href);
+    url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+    const protocols = ["realtime"];
+    if (key) protocols.push(`openai-insecure-api-key.${key}`);
+    this.socket = new WebSocket(url, protocols);
+    this.socket.onmessage = ({ data }) => onEvent(JSON.parse(data));
+    this.socket.onclose = ({ code, reason }) => {
+      const words = CLOSED[code] ?? LOST;
+      onClose(code, reason && code !== BAD_KEY ? `${words} (${reason})` : words);
+    };
+  }
+
+  get isOpen() {
+    return this.socket.readyState === WebSocket.OPEN;
+  }
+
+  send(event) {
+    if (this.isOpen) this.socket.send(JSON.stringify(event));
+  }
+
+  /** @param {ArrayBuffer} pcm int16, 24 kHz */
+  sendAudio(pcm) {
+    this.send({ type: "input_audio_buffer.append", audio: toBase64(new Uint8Array(pcm)) });
+  }
+
+  close() {
+    this.socket.onmessage = null;
+    this.socket.onclose = null;
+    this.socket.close(1000);
+  }
+}
+
+function toBase64(bytes) {
+  return btoa(String.fromCharCode(...bytes)); // 960 bytes at a time
+}
