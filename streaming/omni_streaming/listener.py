@@ -80,6 +80,7 @@ class Listener(uvicorn.Server):
                 log_config=None,
                 log_level=logging.WARNING,
                 server_header=False,
+                proxy_headers=False,
             )
         )
         self._listening = listening

@@ -224,12 +224,11 @@ class Server:
         headers = request.headers
         if not origin_allowed(self.config.server, headers.get("origin"), headers.get("host")):
             return _bad_request("pages of this origin may not ask for secrets", status=403)
+        if not self._is_ready:
+            return _bad_request("the models are not loaded", status=503, code="server_error")
         try:
             body = await _json_object(request)
-            expiry = body.get("expires_after") or {}
-            seconds = expiry.get("seconds", DEFAULT_SECRET_S)
-            if expiry.get("anchor", "created_at") != "created_at" or type(seconds) is not int:
-                raise InputError("expires_after is {anchor: 'created_at', seconds: 10..7200}")
+            seconds = _seconds(body.get("expires_after") or {})
             session = body.get("session") or {"type": "realtime"}
             effective = self._effective_session(session)
             secret = self._keys.issue(session, seconds, time.time())
@@ -337,6 +336,17 @@ async def _json_object(request: Request) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise InputError("the body is not a JSON object")
     return parsed
+
+
+def _seconds(expires_after: object) -> int:
+    match expires_after:
+        case {"anchor": str(anchor)} if anchor != "created_at":
+            pass
+        case {"seconds": int(seconds)} if not isinstance(seconds, bool):
+            return seconds
+        case dict() if "seconds" not in expires_after:
+            return DEFAULT_SECRET_S
+    raise InputError("expires_after is {anchor: 'created_at', seconds: 10..7200}")
 
 
 def _bad_request(message: str, *, status: int = 400, code: str = "invalid_value") -> JSONResponse:
