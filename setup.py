@@ -23,6 +23,7 @@ setup(
                 "-ffp-contract=off",
                 "-pthread",
                 "-Wno-maybe-uninitialized",  # false alarms of GCC 12 in its own AVX-512 header
+                "-Wno-uninitialized",
             ],
             extra_link_args=["-pthread"],
             language="c++",

@@ -23,6 +23,7 @@ from omni.errors import ConfigError
 Backend = Literal["avx512vnni", "avx2", "scalar", "torch"]
 
 ENVIRONMENT = "OMNI_KERNELS"
+_VERSION = 1  # of the functions below; raised together with omni_version() of isa.cpp
 _ISAS: tuple[Backend, ...] = ("scalar", "avx2", "avx512vnni")  # index: enum Isa of isa.h
 _FORCED: dict[str, Backend] = {
     "torch": "torch",
@@ -31,6 +32,7 @@ _FORCED: dict[str, Backend] = {
     "avx512": "avx512vnni",
 }
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "omni_version": (c_int, ()),
     "omni_best_isa": (c_int, ()),
     "omni_set_isa": (c_int, (c_int,)),
     "omni_set_num_threads": (None, (c_int,)),
@@ -40,9 +42,23 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
         c_int,
         (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
     ),
-    # q, k, v, out, cu_seqlens, num_computed, pages, page_offsets,
+    # x, weight, rows, columns, eps, out
+    "omni_rms_norm": (None, (c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p)),
+    # x, weight, bias, rows, columns, eps, out
+    "omni_layer_norm": (None, (*(c_void_p,) * 3, c_int64, c_int64, c_float, c_void_p)),
+    # gate_up, rows, columns, out
+    "omni_silu_mul": (None, (c_void_p, c_int64, c_int64, c_void_p)),
+    # qkv, rows, heads, kv_heads, dim, cosine, sine, slots, tokens, k, v
+    "omni_rotate_and_store": (
+        c_int,
+        (c_void_p, *(c_int64,) * 4, *(c_void_p,) * 3, c_int64, c_void_p, c_void_p),
+    ),
+    # q, q_stride, k, v, out, cu_seqlens, num_computed, pages, page_offsets,
     # sequences, page_tokens, heads, kv_heads, dim, scale
-    "omni_paged_attention": (c_int, (*(c_void_p,) * 8, *(c_int64,) * 5, c_float)),
+    "omni_paged_attention": (
+        c_int,
+        (c_void_p, c_int64, *(c_void_p,) * 7, *(c_int64,) * 5, c_float),
+    ),
 }
 
 _log = logging.getLogger(__name__)
@@ -168,8 +184,12 @@ def _load() -> ctypes.CDLL | None:
                 function = getattr(library, name)
                 function.restype = result
                 function.argtypes = arguments
+            version: int = library.omni_version()
         except (OSError, AttributeError) as error:  # another platform's file, or an older build
             _log.warning("cannot use %s: %s", path.name, error)
+            continue
+        if version != _VERSION:
+            _log.warning("%s is of another version; reinstall the package", path.name)
             continue
         return library
     return None

@@ -15,25 +15,6 @@ from omni_kernels import linear as lib
 
 from omni.errors import ConfigError
 
-SOLVE = """
-import torch
-from omni_kernels import linear as lib
-torch.manual_seed(0)
-weight = lib.pack(torch.randn(600, 320))
-x = torch.randn(9, 320)
-"""
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", SOLVE + code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
 
 def needs_library() -> None:
     if library.available() == ("torch",):
@@ -115,31 +96,36 @@ def test_more_callers_than_loops_still_finish() -> None:
     assert all(right)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_computes_the_same() -> None:
     needs_library()
-    done = run_python(
-        """
-import os
-lib.set_num_threads(3)
-before = lib.linear(x, weight)
-child = os.fork()
-if child == 0:
-    os._exit(0 if all(torch.equal(lib.linear(x, weight), before) for _ in range(50)) else 1)
-_, status = os.waitpid(child, 0)
-assert os.waitstatus_to_exitcode(status) == 0
-assert torch.equal(lib.linear(x, weight), before)
-print("same")
-"""
-    )
-    assert done.stdout == "same\n", done.stderr
+    threads = library.num_threads()
+    library.set_num_threads(3)
+    weight, x = lib.pack(torch.randn(600, 320)), torch.randn(9, 320)
+    before = lib.linear(x, weight)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(torch.equal(lib.linear(x, weight), before) for _ in range(50)) else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert torch.equal(lib.linear(x, weight), before)
+    library.set_num_threads(threads)
 
 
 def test_the_process_exits_while_another_thread_computes() -> None:
     needs_library()
-    done = run_python(
-        """
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == ("bye\n", 0), done.stderr
+
+
+EXIT = """
 import threading
+import torch
+from omni_kernels import linear as lib
 lib.set_num_threads(3)
+weight, x = lib.pack(torch.randn(600, 320)), torch.randn(9, 320)
 started = threading.Event()
 def forever():
     while True:
@@ -149,5 +135,3 @@ threading.Thread(target=forever, daemon=True).start()
 assert started.wait(30)
 print("bye")
 """
-    )
-    assert (done.stdout, done.returncode) == ("bye\n", 0), done.stderr

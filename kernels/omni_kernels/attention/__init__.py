@@ -13,6 +13,7 @@ import torch
 
 from omni_kernels import library
 from omni_kernels.attention import reference
+from omni_kernels.tensors import require
 
 __all__ = ["paged_attention"]
 
@@ -31,7 +32,8 @@ def paged_attention(
     sees that token and all before it.
 
     Args:
-        q: fp32 [N, Hq, D], contiguous; query head h reads key head h // (Hq / Hkv).
+        q: fp32 [N, Hq, D], each row dense, rows possibly apart (a view of qkv); query head h reads
+            key head h // (Hq / Hkv).
         kv: fp32 [2, P, T, Hkv, D], contiguous (one layer of ``StateView.kv``), with the keys and
             values of the new tokens already written.
         cu_seqlens: B + 1 offsets into N, from 0 to N.
@@ -48,15 +50,16 @@ def paged_attention(
     """
     rows, heads, dim = q.shape
     _, num_pages, page_tokens, kv_heads, _ = kv.shape
-    _require("q", q, (rows, heads, dim))
-    _require("kv", kv, (2, num_pages, page_tokens, kv_heads, dim))
+    if q.dtype != torch.float32 or q.stride()[1:] != (dim, 1) or q.device.type != "cpu":
+        raise ValueError(f"q: expected float32 in CPU memory with dense rows, got {q.dtype}")
+    require("kv", kv, (2, num_pages, page_tokens, kv_heads, dim))
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads are no multiple of {kv_heads} key heads")
     pages, offsets = _flatten(rows, cu_seqlens, num_computed, page_table, num_pages, page_tokens)
     if out is None:
-        out = torch.empty_like(q)
+        out = torch.empty(rows, heads, dim)
     else:
-        _require("out", out, (rows, heads, dim))
+        require("out", out, (rows, heads, dim))
     factor = dim**-0.5 if scale is None else scale
     kernels = library.cpu()
     if kernels is not None:
@@ -64,6 +67,7 @@ def paged_attention(
         keys = kv.data_ptr()
         status: int = kernels.omni_paged_attention(
             q.data_ptr(),
+            q.stride(0),
             keys,
             keys + kv.stride(0) * kv.element_size(),
             out.data_ptr(),
@@ -116,12 +120,3 @@ def _flatten(
     if len(pages) and not 0 <= min(pages) <= max(pages) < num_pages:
         raise ValueError(f"page ids run from {min(pages)} to {max(pages)}; there are {num_pages}")
     return pages, offsets
-
-
-def _require(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-        raise ValueError(
-            f"{name}: expected float32 {list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
-        )
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ValueError(f"{name}: expected a contiguous tensor in CPU memory")

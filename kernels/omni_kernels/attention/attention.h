@@ -11,10 +11,11 @@ constexpr int kTileQueries = 32;    // queries (rows x heads of one key head) co
 constexpr int kMaxHeadDim = 512;
 
 struct Attention {
-  const float* q;                // [N, heads, dim]
+  const float* q;                // [N, heads, dim], rows q_stride apart
+  int64_t q_stride;
   const float* k;                // [P, page_tokens, kv_heads, dim]
   const float* v;                // as k
-  float* out;                    // as q
+  float* out;                    // [N, heads, dim]
   const int64_t* num_computed;   // [B]
   const int64_t* cu_seqlens;     // [B + 1]
   const int64_t* pages;          // page ids of all sequences, end to end

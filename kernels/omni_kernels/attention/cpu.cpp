@@ -112,14 +112,14 @@ void attend(const Attention& problem, const AttentionPath& use, int64_t sequence
 }  // namespace omni
 
 // Arguments as in attention.h; returns 0, or -1 when this library cannot do the shape.
-extern "C" int omni_paged_attention(const float* q, const float* k, const float* v, float* out,
+extern "C" int omni_paged_attention(const float* q, int64_t q_stride, const float* k, const float* v, float* out,
                                     const int64_t* cu_seqlens, const int64_t* num_computed,
                                     const int64_t* pages, const int64_t* page_offsets,
                                     int64_t sequences, int64_t page_tokens, int64_t heads,
                                     int64_t kv_heads, int64_t dim, float scale) {
   const omni::AttentionPath* use = omni::path(dim);
   if (!use || dim > omni::kMaxHeadDim || heads / kv_heads > omni::kTileQueries) return -1;
-  const omni::Attention problem = {q,     k,           v,     out,      num_computed, cu_seqlens,
+  const omni::Attention problem = {q, q_stride,  k,           v,     out,      num_computed, cu_seqlens,
                                    pages, page_offsets, page_tokens, heads, kv_heads, dim, scale};
   omni::attend(problem, *use, sequences);
   return 0;

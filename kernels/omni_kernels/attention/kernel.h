@@ -123,7 +123,7 @@ OMNI_FN static void segment(const Attention& problem, const AttentionTile& tile,
   const float factor = problem.scale * 1.44269504f;
   for (int64_t row = 0; row < tile.rows; ++row) {
     const float* from =
-        problem.q + ((tile.first_row + row) * problem.heads + tile.kv_head * group) * dim;
+        problem.q + (tile.first_row + row) * problem.q_stride + tile.kv_head * group * dim;
     float* to = buffers.q + row * group * dim;
     for (int64_t i = 0; i < group * dim; i += kWidth) store(to + i, load(from + i) * set1(factor));
   }

@@ -19,6 +19,7 @@ from omni_kernels.linear.layout import (
     packed_shapes,
     unpack,
 )
+from omni_kernels.tensors import require
 
 __all__ = [
     "GROUP",
@@ -56,13 +57,13 @@ def linear(
         ValueError: a shape, type or layout is not as above.
     """
     rows, n = x.shape[0], weight.out_features
-    _require("x", x, (rows, weight.in_features))
+    require("x", x, (rows, weight.in_features))
     if bias is not None:
-        _require("bias", bias, (n,))
+        require("bias", bias, (n,))
     if out is None:
         out = torch.empty(rows, n)
     else:
-        _require("out", out, (rows, n))
+        require("out", out, (rows, n))
     kernels = library.cpu()
     if kernels is None:
         out.copy_(reference.linear(x, weight, bias))
@@ -80,12 +81,3 @@ def linear(
     if status != 0:
         raise MemoryError(f"no memory to quantise activations {list(x.shape)}")
     return out
-
-
-def _require(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-        raise ValueError(
-            f"{name}: expected float32 {list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
-        )
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ValueError(f"{name}: expected a contiguous tensor in CPU memory")

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from omni_kernels.tensors import require
+
 GROUP = 32
 """Inputs that share one scale."""
 PANEL = 16
@@ -51,8 +53,8 @@ class PackedWeight:
 
     def __post_init__(self) -> None:
         data, scales = packed_shapes(self.out_features, self.in_features)
-        _require("data", self.data, data, torch.uint8)
-        _require("scales", self.scales, scales, torch.float16)
+        require("packed data", self.data, data, torch.uint8)
+        require("packed scales", self.scales, scales, torch.float16)
         # Read once: a data_ptr() call per use would show at a hundred linears per token.
         object.__setattr__(self, "data_pointer", self.data.data_ptr())
         object.__setattr__(self, "scales_pointer", self.scales.data_ptr())
@@ -147,13 +149,3 @@ def _interleave(q: torch.Tensor, scales: torch.Tensor, in_features: int) -> Pack
     padded = torch.nn.functional.pad(scales, (0, 0, 0, rows))
     laid = padded.view(panels, PANEL, groups).permute(0, 2, 1)
     return PackedWeight(data.contiguous(), laid.contiguous(), n, in_features)
-
-
-def _require(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise ValueError(
-            f"packed {name}: expected {dtype} {list(shape)}, "
-            f"got {tensor.dtype} {list(tensor.shape)}"
-        )
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ValueError(f"packed {name}: expected a contiguous tensor in CPU memory")

@@ -1,0 +1,31 @@
+"""The truth about the row-wise operations, in plain torch. Letters: M rows, K columns, I width."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """``x`` [M, K] / sqrt(mean(x^2) + eps) * ``weight`` [K]."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps) * weight
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """(``x`` [M, K] - mean) / sqrt(variance + eps) * ``weight`` [K] + ``bias`` [K]."""
+    centred = x - x.mean(dim=1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + eps) * weight + bias
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of ``gate_up`` [M, 2I], gate first -> [M, I]; silu(x) = x / (1 + e^-x)."""
+    gate, up = gate_up.chunk(2, dim=1)
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Turn pairs (i, i + D/2) of ``x`` [N, H, D] by angles given as [N, D/2] (RoFormer, 3.2.2)."""
+    first, second = x.chunk(2, dim=2)
+    c, s = cosine.unsqueeze(1), sine.unsqueeze(1)
+    return torch.cat([first * c - second * s, second * c + first * s], dim=2)
