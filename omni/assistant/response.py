@@ -16,6 +16,7 @@ from omni.assistant.priorities import PartPriority
 from omni.errors import CancelledError
 from omni.models.tokenizer import StreamDecoder
 from omni.models.tool_calls import FunctionCall, ToolCallParser
+from omni.speech.voices import resolve_voice
 from omni.types import (
     AudioDelta,
     Conversation,
@@ -115,7 +116,11 @@ class Response:
         self._on_failed = on_failed
         self._usage = usage
         if self.config.modality == "audio":
-            self._stream = speech.open(voice=self.config.voice, speed=self.config.speed)
+            self._stream = self._open_stream(speech)
+
+    def _open_stream(self, speech: SpeechDecoder) -> SpeechStream:
+        voice = resolve_voice(self.config.voice, speech)
+        return speech.open(voice=voice, speed=self.config.speed)
 
     def take(self, token_id: int) -> None:
         """One generated token."""
@@ -211,7 +216,7 @@ class Response:
             outputs.append(TextDelta(self.session_id, self.response_id, APOLOGY))
         if self.config.modality == "audio":
             try:
-                stream = speech.open(voice=self.config.voice, speed=self.config.speed)
+                stream = self._open_stream(speech)
                 for chunk in (*stream.push(APOLOGY), *stream.flush()):
                     outputs.append(
                         AudioDelta(self.session_id, self.response_id, chunk.pcm, tuple(chunk.marks))
