@@ -29,6 +29,8 @@ _TOOLS_AFTER = (
     "For each function call, return a json object with function name and arguments within "
 )
 
+_ANSWER_NOW = "Now answer the user in one short sentence in plain words, using the tool response."
+
 
 class ChatTemplate:
     """Renders conversations for one tokenizer.
@@ -81,6 +83,14 @@ class ChatTemplate:
         """What stands after an answer (its own stop token not included)."""
         return self.user_end()
 
+    def after_results(self) -> list[int]:
+        """What may stand between tool results and the answer's header, to have them spoken about.
+
+        Not in the families' own templates: the 0.5B repeats its call after every result without
+        it and answers in plain words with it (docs/quality.md). No part of :meth:`render`.
+        """
+        return self._header("system") + self._tokenizer.encode(_ANSWER_NOW) + self.user_end()
+
     def message(self, message: Message, text_of: TextOf) -> list[int]:
         """One message; a user's is ``user_header() + encode(words) + user_end()``."""
         match message.role:
@@ -106,17 +116,16 @@ class ChatTemplate:
     def _assistant(self, message: Message, text_of: TextOf) -> list[int]:
         calls = [part for part in message.parts if isinstance(part, CallPart)]
         text = words(message, text_of)
-        pieces: list[str | int] = []
+        if text or not calls:
+            head, pieces = self._header("assistant"), [text] if text else []
+        else:
+            head, pieces = [self._start], ["assistant"]
+        body: list[str | int] = [*pieces]
         for call in calls:
             name, arguments = json.dumps(call.name, ensure_ascii=False), _arguments(call)
-            body = f'\n{{"name": {name}, "arguments": {arguments}}}\n'
-            pieces += ["\n", self._call, body, self._call_end]
-        if text or not calls:
-            head = self._header("assistant") + (self._tokenizer.encode(text) if text else [])
-        else:
-            head = [self._start]
-            pieces.insert(0, "assistant")
-        return head + self._tokenizer.encode_pieces(pieces) + self.assistant_end()
+            body += ["\n", self._call, f'\n{{"name": {name}, "arguments": {arguments}}}\n']
+            body.append(self._call_end)
+        return head + self._tokenizer.encode_pieces(body) + self.assistant_end()
 
     def _tool_results(self, messages: Iterable[Message]) -> list[int]:
         pieces: list[str | int] = [self._start, "user"]

@@ -105,7 +105,8 @@ class Tokenizer:
         if to_nfc:
             bpe.normalizer = normalizers.NFC()
         hidden = [index for index in special.values() if types[index] == _CONTROL]
-        return cls(bpe, tokens, special, hidden)
+        used = [token if types[index] != _UNUSED else "" for index, token in enumerate(tokens)]
+        return cls(bpe, used, special, hidden)
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
@@ -167,10 +168,7 @@ class Tokenizer:
         if index in self._special_text:
             shown = special or index not in self.hidden_ids
             return self._special_text[index].encode() if shown else b""
-        try:
-            return bytes(self._byte_of[char] for char in self._tokens[index])
-        except KeyError:  # padding of the vocabulary, such as "[PAD 7]": never text
-            return b""
+        return bytes(self._byte_of[char] for char in self._tokens[index])
 
 
 class StreamDecoder:
