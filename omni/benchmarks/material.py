@@ -44,8 +44,9 @@ def level(audio: NDArray[np.float32], rms: float) -> NDArray[np.float32]:
     frames = audio[: len(audio) // frame * frame].reshape(-1, frame)
     power = (frames**2).mean(1)
     loud = power[power >= np.median(power)].mean() if len(power) else (audio**2).mean()
-    scaled: NDArray[np.float32] = np.clip(audio * (rms / np.sqrt(loud + 1e-12)), -1, 1)
-    return scaled.astype(np.float32)
+    gain = rms / float(np.sqrt(loud + 1e-12))
+    scaled: NDArray[np.float32] = np.clip(audio * gain, -1, 1).astype(np.float32)
+    return scaled
 
 
 def silence(seconds: float) -> NDArray[np.float32]:
@@ -59,7 +60,8 @@ def with_noise(
     sos = butter(1, 1000, output="sos", fs=OUTPUT_RATE_HZ)
     noise = sosfilt(sos, rng.standard_normal(len(audio)))
     noise *= SPEECH_RMS * 10 ** (-snr_db / 20) / np.sqrt((noise**2).mean())
-    return (audio + noise).astype(np.float32)
+    mixed: NDArray[np.float32] = (audio + noise).astype(np.float32)
+    return mixed
 
 
 def cough(rng: np.random.Generator) -> NDArray[np.float32]:
