@@ -125,7 +125,8 @@ def start_logging(level: str) -> None:
     )
 
 
-def _show_progress(what: str, share: float) -> None:
-    if sys.stderr.isatty() or share in (0.0, 1.0):
-        end = "\n" if share >= 1 or not sys.stderr.isatty() else "\r"
-        print(f"{what}: {share:4.0%}", file=sys.stderr, end=end, flush=True)
+def _show_progress(num_done: int, num_all: int) -> None:
+    end = "\n" if num_done >= num_all else "\r"
+    if sys.stderr.isatty() or end == "\n":
+        text = f"Preparing the weights, the first time only: {num_done / num_all:4.0%}"
+        print(text, file=sys.stderr, end=end, flush=True)

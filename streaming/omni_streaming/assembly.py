@@ -48,11 +48,11 @@ SCRIPTED = "scripted"
 WARM_UP_S = 60.0
 """A first answer takes about a second; a machine that needs longer than this is not usable."""
 
-Progress = Callable[[str, float], None]
-"""(what is being loaded, share 0..1)."""
+Progress = Callable[[int, int], None]
+"""(weights repacked so far, in all); called on a model's first start only."""
 
 
-def assemble(config: Config, progress: Progress = lambda what, share: None) -> Server:
+def assemble(config: Config, progress: Progress | None = None) -> Server:
     """A server of the embedded default; ``server.worker`` is not started yet."""
     sizes = threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
     loaded: list[Assistant] = []
@@ -66,16 +66,21 @@ def assemble(config: Config, progress: Progress = lambda what, share: None) -> S
         torch.set_num_threads(sizes.engine)  # of this thread's pool
         library.set_num_threads(sizes.engine)
         assistant = embedded.build(config, parts, progress)
-        progress("warming up", 0.0)
-        warm_up(assistant)
-        progress("warming up", 1.0)
         loaded[:] = [assistant]
+        voices()  # an unknown model.voice is refused now
+        warm_up(assistant)
         return assistant
 
     def start_parts_thread() -> None:
         import torch
 
         torch.set_num_threads(sizes.parts)
+
+    def voices() -> tuple[str, ...]:
+        from omni.speech.voices import resolve_voice
+
+        speech = loaded[0].speech
+        return tuple(dict.fromkeys((resolve_voice(config.model.voice, speech), *speech.voices)))
 
     def about() -> Mapping[str, object]:
         from omni_kernels import library
@@ -97,7 +102,7 @@ def assemble(config: Config, progress: Progress = lambda what, share: None) -> S
         worker=Worker(build, ThreadParts(initialise=start_parts_thread)),
         vad=VoiceActivity(),
         model=config.model.backbone,
-        voices=lambda: loaded[0].voices,
+        voices=voices,
         about=about,
     )
 
