@@ -104,7 +104,6 @@ class _Turn:
     id: str
     transcript: str
     num_samples: int = 0
-    end_ms: int = 0
     is_loud: bool = False
     num_words_out: int = 0
     is_ended: bool = False
@@ -170,7 +169,9 @@ class ScriptedAssistant:
                 if turn := session.turns.get(command.turn_id):
                     score = self._script.scores[self._num_scores % len(self._script.scores)]
                     self._num_scores += 1
-                    self._outputs.append(TurnScore(command.session_id, turn.id, score, turn.end_ms))
+                    self._outputs.append(
+                        TurnScore(command.session_id, turn.id, score, turn.num_samples // 16)
+                    )
             case Commit():
                 self._end_turn(command.session_id, session, command.turn_id)
             case Discard():
@@ -233,7 +234,6 @@ class ScriptedAssistant:
             self._num_turns += 1
             turn = session.turns[feed.turn_id] = _Turn(feed.turn_id, transcript)
         turn.num_samples += len(feed.samples)
-        turn.end_ms = feed.start_ms + len(feed.samples) // 16
         if len(feed.samples):
             level = 10 * np.log10(np.mean(np.square(feed.samples)) + 1e-12)
             turn.is_loud |= bool(level > SILENCE_DB)

@@ -344,8 +344,8 @@ class Session:
         turn = self.hearing.clear()
         if turn is not None:
             self.transcripts.forget(turn.id)
-            self._feeds, self._feed_of = [], None
-            self.command(Discard(self.session_id, turn.id))
+            if turn.fed > turn.start:
+                self.command(Discard(self.session_id, turn.id))
 
     def respond(
         self, settings: ResponseSettings, context: Context | None, turn_id: str | None = None
@@ -421,7 +421,7 @@ class Session:
         assert detection is not None
         self.hearing.listen()
         if detection.kind == "semantic_vad":
-            self._score_after_ms = _ms(turn.fed)
+            self._score_after_ms = _ms(turn.fed - turn.start)
             self.command(ScoreTurn(self.session_id, turn.id))
         if detection.create_response and self.active is None and self.context_fits():
             self.sync()
@@ -434,6 +434,7 @@ class Session:
 
     def _on_score(self, output: TurnScore) -> None:
         turn, detector = self.hearing.turn, self.hearing.detector
+        # at_ms counts from the start of the turn; a score of an earlier pause heard less.
         is_stale = turn is None or turn.id != output.turn_id or output.at_ms < self._score_after_ms
         if detector is None or is_stale or not detector.is_paused:
             return
@@ -590,7 +591,8 @@ class Session:
         for response in list(self.responses.values()):
             self._finish(response, "failed", error=(failed.code, failed.message))
         self.emit(events.error(failed.message, failed.code, "server_error"))
-        self.close_code = (1011, "internal error")
+        is_full = failed.code == "rate_limit_exceeded"
+        self.close_code = (1013, "at capacity") if is_full else (1011, "internal error")
 
     def _end_all(self) -> None:
         """Cancel everything that is going on; the session is about to end."""

@@ -359,12 +359,12 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     """``base`` with the keys of ``change``: objects merge, arrays and values are replaced."""
     merged = dict(base)
     for key, value in change.items():
-        old = merged.get(key)
         merged[key] = value
-        is_object = isinstance(value, dict) and isinstance(old, dict) and key not in _VALUE_KEYS
-        # Another kind of turn detection starts from its own defaults.
-        if is_object and (key != "turn_detection" or value["type"] == old["type"]):
-            merged[key] = _merge(old, value)
+        old = base.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and key not in _VALUE_KEYS:
+            # Another kind of turn detection starts from its own defaults.
+            is_other_kind = key == "turn_detection" and value["type"] != old["type"]
+            merged[key] = value if is_other_kind else _merge(old, value)
         if key == "format" and merged[key]["type"] == "audio/pcm":
             merged[key] = {"type": "audio/pcm", "rate": 24_000}
         if key == "tools":
