@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from omni_kernels.linear import GROUP, PackedWeight, linear
+from omni_kernels.rowwise import rms_norm, silu_mul
 from torch.nn import functional
 
 
@@ -36,16 +37,15 @@ class Linear:
 class RMSNorm:
     """x / rms(x) * w over the last dimension."""
 
-    __slots__ = ("eps", "shape", "weight")
+    __slots__ = ("eps", "weight")
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self.weight = weight
         self.eps = eps
-        self.shape = weight.shape
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [M, K] -> [M, K], a new tensor."""
-        return functional.rms_norm(x, self.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class GatedFeedForward:
@@ -59,8 +59,7 @@ class GatedFeedForward:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [M, K] -> [M, K]."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(functional.silu(gate).mul_(up))
+        return self.down(silu_mul(self.gate_up(x)))
 
 
 @dataclass(frozen=True, slots=True)
