@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from tiny_backbone import (
@@ -210,6 +211,19 @@ def test_step_that_raises_counts_as_not_taken(mixers: Mixers) -> None:
             run.step()
     run.drain()
     assert run.generated(seq) == greedy(run.watched.backbone, PROMPT, 4)
+
+
+def test_ends_reported_by_a_step_that_raises_are_reported_by_the_next() -> None:
+    run = make()
+    first = run.engine.add(PROMPT, priority=RESPONDING)
+    run.engine.generate(first, SamplingParams())
+    run.step()
+    run.engine.cancel(first)
+    run.engine.add(PROMPT[:3], priority=LISTENING)
+    run.watched.fault = RuntimeError("injected")
+    with pytest.raises(RuntimeError, match="injected"):
+        run.engine.step()
+    assert run.step() == [TokenOutput(first, None, "cancelled")]
 
 
 def test_misuse_is_refused_in_words() -> None:
@@ -434,6 +448,17 @@ def test_pages_after_an_embedding_are_never_shared() -> None:
     assert run.engine.usage(second).num_cached == 4
 
 
+def test_different_embeddings_in_the_same_place_are_never_taken_for_each_other() -> None:
+    run = make()
+    seqs = [run.engine.add(priority=RESPONDING) for _ in range(2)]
+    for seq, heard in zip(seqs, (PROMPT[:9], PROMPT[2:]), strict=True):
+        run.engine.extend(seq, span(run, heard))
+        run.drain()
+    assert answer(run, seqs[0], 3) == greedy(run.watched.backbone, PROMPT[:9], 3)
+    assert answer(run, seqs[1], 3) == greedy(run.watched.backbone, PROMPT[2:], 3)
+    assert run.engine.stats().num_tokens_cached == 0
+
+
 def test_rewriting_a_shared_page_leaves_the_others_alone() -> None:
     run = make()
     engine = run.engine
@@ -482,3 +507,19 @@ def test_check_integrity_names_a_slot_that_leaks() -> None:
     run.engine._cache.take_slot()
     with pytest.raises(AssertionError, match="slots leak"):
         run.engine.check_integrity()
+
+
+def test_measuring_gives_the_odds_of_the_next_token_and_changes_nothing() -> None:
+    run = make()
+    seq_id = run.engine.add(PROMPT, priority=LISTENING)
+    run.engine.measure(seq_id, np.array([3, 7, 11]))
+    outputs: list[TokenOutput] = []
+    while run.engine.has_work():
+        outputs += run.engine.step()
+    (output,) = outputs
+    logits = forward_whole(TinyBackbone(), PROMPT)[-1].double()
+    expected = torch.softmax(logits, dim=-1)[[3, 7, 11]].sum().item()
+    assert output == TokenOutput(seq_id, None, "measured", pytest.approx(expected, rel=1e-6))
+    assert run.engine.tokens(seq_id) == PROMPT
+    assert run.engine.is_idle(seq_id)
+    assert answer(run, seq_id, 4) == greedy(TinyBackbone(), PROMPT, 4)

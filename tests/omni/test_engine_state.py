@@ -38,6 +38,7 @@ from omni.engine.sequence import CHECKPOINT_TOKENS
 from omni.engine.state import MAX_CHECKPOINTS
 from omni.errors import CapacityError, InputError
 from omni.models.batch import Backbone
+from omni.types import EmbeddingSpan
 
 PROMPT = [5, 17, 3, 42, 8, 8, 29, 11, 50, 2, 33]
 LISTENING, RESPONDING = Priority.LISTENING, Priority.RESPONDING
@@ -257,6 +258,21 @@ def test_truncation_replays_from_the_nearest_checkpoint_only() -> None:
     assert torch.equal(logits, whole[num_kept - 1 : -1])
 
 
+@pytest.mark.parametrize("num_kept", [0, 1, 2, 5])
+def test_a_checkpoint_after_the_last_token_kept_is_not_gone_back_to(num_kept: int) -> None:
+    run = make(TinyBackbone(HYBRID))
+    seq = run.engine.add(priority=LISTENING)
+    for token in PROMPT[:6]:
+        run.engine.extend(seq, [token])
+        run.drain()
+        run.engine.release(run.engine.snapshot(seq))
+    run.engine.truncate(seq, num_kept)
+    assert run.engine.num_computed(seq) <= max(0, num_kept - 1)
+    run.engine.extend(seq, [9])
+    tokens, _ = answer(run, seq, 3)
+    assert tokens == greedy(run.watched.backbone, [*PROMPT[:num_kept], 9], 3)
+
+
 def test_checkpoints_are_bounded_and_denser_near_the_end() -> None:
     run = make(TinyBackbone(HYBRID), num_pages=130, page_tokens=4, step_tokens=64)
     seq = run.engine.add([1] * 8, priority=LISTENING)
@@ -326,8 +342,9 @@ def _oracle(mixers: Mixers, token_ids: tuple[int, ...]) -> torch.Tensor:
 class _RandomUse(RuleBasedStateMachine):
     """Any order of calls: tokens are as modelled, logits bit-equal, accounts in order.
 
-    Pages are few, so refusals are met; a refused call must have changed nothing, which the
-    comparison of all tokens after every call shows.
+    The model of a sequence is a list of token ids, where -(id + 1) is one that came as an
+    embedding. Pages are few, so refusals are met; a refused call must have changed nothing, which
+    the comparison of all tokens after every call shows.
     """
 
     mixers: Mixers
@@ -374,6 +391,21 @@ class _RandomUse(RuleBasedStateMachine):
         except CapacityError:
             return
         self.known[seq] += tokens
+
+    @rule(seq=sequences, tokens=tokens.filter(bool))
+    def hear(self, seq: int, tokens: list[int]) -> None:
+        span = EmbeddingSpan(
+            embeddings=_TINY[self.mixers].embed[tokens],
+            positions=torch.arange(len(tokens)),
+            start_ms=0,
+            end_ms=0,
+            final=True,
+        )
+        try:
+            self.engine.extend(seq, span)
+        except CapacityError:
+            return
+        self.known[seq] += [-(token + 1) for token in tokens]
 
     @rule(seq=sequences, num_tokens=st.integers(1, 6), stops=st.booleans())
     def generate(self, seq: int, num_tokens: int, stops: bool) -> None:
@@ -455,7 +487,8 @@ class _RandomUse(RuleBasedStateMachine):
                     continue
                 assert output.finish_reason != "error", "NaN: state was read that nobody wrote"
                 logits = self.run_.logits[output.seq_id][-1]
-                assert torch.equal(logits, _oracle(self.mixers, tuple(known)))
+                token_ids = tuple(max(token, -token - 1) for token in known)
+                assert torch.equal(logits, _oracle(self.mixers, token_ids))
                 if output.finish_reason != "stop" and output.token_id is not None:
                     known.append(output.token_id)
 
@@ -463,7 +496,8 @@ class _RandomUse(RuleBasedStateMachine):
     def accounts_are_in_order(self) -> None:
         if hasattr(self, "engine"):
             self.engine.check_integrity()
-            assert {seq: self.engine.tokens(seq) for seq in self.known} == self.known
+            for seq, known in self.known.items():
+                assert self.engine.tokens(seq) == [max(token, -1) for token in known]
 
     def teardown(self) -> None:
         if hasattr(self, "engine"):
