@@ -11,7 +11,7 @@ import logging
 from dataclasses import replace
 from typing import Protocol
 
-from omni.assistant.context import Context
+from omni.assistant.context import Context, sentence_ends
 from omni.assistant.listening import Hearing, Turn
 from omni.assistant.priorities import PartPriority
 from omni.assistant.response import Response
@@ -108,6 +108,7 @@ class Assistant:
         self._parts = parts
         self._instructions = instructions
         self._max_tokens = min(model.context_tokens, max_context_tokens)
+        self._sentence_ends = sentence_ends(model.tokenizer, model.template)
         self._sessions: dict[str, _Session] = {}
         self._by_sequence: dict[int, Response] = {}
         self._outputs: list[Output] = []
@@ -331,15 +332,33 @@ class Assistant:
 
     def _start_when_ready(self, session: _Session, response: Response) -> None:
         if response.waiting_for or response.sequence is not None:
-            return
+            return  # not yet, or already
         turn = response.turn
         if turn is not None and not turn.final_text.strip():
             self._end(session, response, "completed")  # nobody said anything: nothing to answer
             return
         try:
-            self._start(session, response)
+            if turn is not None and response.is_speculative:
+                self._measure(session, response, turn)
+            else:
+                self._start(session, response)
         except OmniError as error:
             self._fail(session, response, error)
+
+    def _measure(self, session: _Session, response: Response, turn: Turn) -> None:
+        """Ask the backbone whether the turn's words are a whole sentence, before answering them.
+
+        It knows better than the sound of the voice alone, and the answer needs these tokens anyway.
+        """
+        assert session.sequence is not None
+        tokens = session.context.render(
+            session.conversation, session.texts, reserve_tokens=ANSWER_RESERVE_TOKENS
+        )
+        tokens += session.context.unfinished(turn.final_text)
+        response.sequence = self._engine.fork(session.sequence, priority=Priority.SPECULATING)
+        self._by_sequence[response.sequence] = response
+        self._engine.sync(response.sequence, tokens)
+        self._engine.measure(response.sequence, self._sentence_ends)
 
     def _start(self, session: _Session, response: Response) -> None:
         """Give the response a sequence that ends in the assistant's header, and let it decode."""
@@ -349,14 +368,16 @@ class Assistant:
             conversation = replace(conversation, tools=())
         reserve = min(response.config.max_output_tokens, ANSWER_RESERVE_TOKENS)
         tokens = session.context.render(conversation, session.texts, reserve_tokens=reserve)
-        tokens += session.context.answer_header()
+        tokens += session.context.answer_header(conversation)
         if response.owns_session:
-            sequence = session.sequence
             priority = Priority.RESPONDING
         else:
             priority = Priority.SPECULATING if response.is_speculative else Priority.BACKGROUND
-            sequence = self._engine.fork(session.sequence, priority=priority)
-        response.sequence = sequence
+        if response.sequence is None:
+            response.sequence = session.sequence
+            if not response.owns_session:
+                response.sequence = self._engine.fork(session.sequence, priority=priority)
+        sequence = response.sequence
         self._by_sequence[sequence] = response
         self._engine.set_priority(sequence, priority)
         cached = self._engine.sync(sequence, tokens)
@@ -388,11 +409,22 @@ class Assistant:
         if response is None:
             return
         session = self._sessions[response.session_id]
+        if token.finish_reason == "measured":
+            self._take_measure(session, response, token.probability)
+            return
         if token.token_id is not None and token.finish_reason != "stop":
             response.take(token.token_id)
         if token.finish_reason is not None:
             response.finish(token.finish_reason)
             self._finish_when_spoken(session, response)
+
+    def _take_measure(self, session: _Session, response: Response, probability: float) -> None:
+        if (turn := response.turn) is not None and response.is_speculative:
+            turn.complete(probability)
+        try:
+            self._start(session, response)
+        except OmniError as error:
+            self._fail(session, response, error)
 
     def _finish_when_spoken(self, session: _Session, response: Response) -> None:
         if response.is_complete and response.response_id in session.responses:

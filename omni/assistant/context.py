@@ -11,9 +11,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from omni.models.template import ChatTemplate
+import numpy as np
+from numpy.typing import NDArray
+
+from omni.models.template import ChatTemplate, merge_results
 from omni.models.tokenizer import Tokenizer
-from omni.types import AudioPart, Conversation, Message, TextPart
+from omni.types import AudioPart, Conversation, Message, TextPart, ToolSpec
 
 KEEP_SHARE = 0.8
 """Share of the context kept when messages are dropped, so that dropping is rare (each drop
@@ -35,6 +38,16 @@ class Generated:
         self.ends.append(len(self.text))
 
 
+def sentence_ends(tokenizer: Tokenizer, template: ChatTemplate) -> NDArray[np.int64]:
+    """Ids of all tokens that end a sentence or a turn."""
+    ends = [
+        index
+        for index in range(tokenizer.vocab_size)
+        if tokenizer.token_bytes(index).lstrip()[:1] in (b".", b"?", b"!")
+    ]
+    return np.array([*ends, *template.stop_ids, *tokenizer.encode("\n")], np.int64)
+
+
 class Context:
     """Renders one session's conversation.
 
@@ -49,6 +62,7 @@ class Context:
         self._tokenizer = tokenizer
         self._instructions = instructions
         self._max_tokens = max_tokens
+        self._head: tuple[str, tuple[ToolSpec, ...], list[int]] | None = None
         self._generated: dict[str, Generated] = {}
         self._cache: dict[tuple[Message, tuple[str, ...]], list[int]] = {}
 
@@ -75,8 +89,11 @@ class Context:
         """
         if not conversation.instructions:
             conversation = replace(conversation, instructions=self._instructions)
-        head = self._template.system(conversation)
-        runs = [self._message(message, turns) for message in conversation.messages]
+        head = self._system(conversation)
+        runs = [
+            self._message(run[0], turns) if len(run) == 1 else self._template.results(run)
+            for run in merge_results(conversation.messages)
+        ]
         limit = self._max_tokens - reserve_tokens - len(head)
         total = sum(map(len, runs))
         if total > limit:
@@ -91,8 +108,22 @@ class Context:
         """Tokens of a user turn that is still being spoken: its header and stable ``text``."""
         return self._template.user_header() + self._tokenizer.encode(text.lstrip())
 
-    def answer_header(self) -> list[int]:
-        return self._template.assistant_header()
+    def unfinished(self, text: str) -> list[int]:
+        """A user turn as far as ``text``, without the punctuation that a recogniser adds."""
+        return self.listening(text.rstrip(" .?!,;:…-"))
+
+    def answer_header(self, conversation: Conversation) -> list[int]:
+        """Tokens that have an answer to ``conversation`` generated."""
+        messages = conversation.messages
+        after_results = messages and messages[-1].role == "tool"
+        nudge = self._template.after_results() if after_results else []
+        return nudge + self._template.assistant_header()
+
+    def _system(self, conversation: Conversation) -> list[int]:
+        instructions, tools = conversation.instructions, conversation.tools
+        if self._head is None or self._head[:2] != (instructions, tools):
+            self._head = (instructions, tools, self._template.system(conversation))
+        return self._head[2]
 
     def _message(self, message: Message, turns: Mapping[str, str]) -> list[int]:
         texts = tuple(_text_of(p, turns) for p in message.parts if isinstance(p, AudioPart))

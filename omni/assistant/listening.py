@@ -7,6 +7,7 @@ the end-of-turn detector run as parts; their results are applied here. Knows not
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,6 +33,24 @@ SCORE_WINDOW_SAMPLES = 8 * INPUT_RATE_HZ
 MAX_BACKLOG = 1
 """Partial passes are skipped while more parts than this are waiting: under load the final pass
 does all the work, which is slower for one turn and right for everybody."""
+
+
+WORDS_WEIGHT, SOUND_WEIGHT = 1.3, 0.35
+NEUTRAL_COMPLETENESS = 0.03
+"""End of turn by words and by sound, added as log-odds. Of 20 questions cut after every word the
+backbone gave the next token a chance of at most 0.02 to end the sentence (0.09 once) and of at
+least 0.11 after the last; smart-turn says 'finished' of 64% of clips cut at 55% of their length."""
+
+
+def turn_score(acoustic: float | None, completeness: float | None) -> float:
+    """Probability that a turn is finished, from its sound and from its words (None: not known)."""
+    if completeness is None:
+        return 0.5 if acoustic is None else acoustic
+    odds = WORDS_WEIGHT * math.log(max(completeness, 1e-4) / NEUTRAL_COMPLETENESS)
+    if acoustic is not None:
+        clipped = min(max(acoustic, 0.02), 0.98)
+        odds += SOUND_WEIGHT * math.log(clipped / (1 - clipped))
+    return 1 / (1 + math.exp(-odds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +95,8 @@ class Turn:
         self._pass: Ticket | None = None
         self._pass_is_final = False
         self._score: Ticket | None = None
+        self._acoustic: float | None = None
+        self._completeness: float | None = None
 
     @property
     def duration_ms(self) -> int:
@@ -100,6 +121,7 @@ class Turn:
         an older one."""
         if self._score is not None:
             self._score.cancel()
+        self._acoustic = self._completeness = None
         audio = np.concatenate(self._recent)[-SCORE_WINDOW_SAMPLES:]
         at_ms = self.duration_ms
 
@@ -109,11 +131,21 @@ class Turn:
                 if not isinstance(result, CancelledError):
                     logger.error("end-of-turn score failed: %s", result)
                 return
-            self._emit(TurnScore(self.session_id, self.turn_id, result, at_ms))
+            self._acoustic = result
+            self._emit_score(at_ms)
 
         self._score = self._parts.submit(
             PartPriority.TURN_SCORE, lambda _: self._hearing.end_of_turn.score(audio), done
         )
+
+    def complete(self, probability: float) -> None:
+        """The backbone's view: ``probability`` that a sentence ends after the words so far."""
+        self._completeness = probability
+        self._emit_score(self.duration_ms)
+
+    def _emit_score(self, at_ms: int) -> None:
+        score = turn_score(self._acoustic, self._completeness)
+        self._emit(TurnScore(self.session_id, self.turn_id, score, at_ms))
 
     def hear_to_the_end(self) -> None:
         """Run a final pass over the audio so far; ``on_final`` is called with its text."""

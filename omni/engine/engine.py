@@ -22,12 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from omni.config import EngineConfig
 from omni.engine.outputs import EngineStats, FinishReason, SequenceUsage, TokenOutput
 from omni.engine.runner import Runner
-from omni.engine.sampler import SampleRow, SamplingParams, sample
+from omni.engine.sampler import SampleRow, SamplingParams, mass, sample
 from omni.engine.scheduler import Chunk, schedule
 from omni.engine.sequence import Generation, Priority, Sequence
 from omni.engine.state import MAX_CHECKPOINTS, State
@@ -148,7 +150,16 @@ class Engine:
             assert sequence.generation is not None, "a sampled chunk belongs to a generation"
             rows.append(SampleRow(sequence.generation.params, sequence.state.token_ids))
         token_ids = sample(logits, rows)
-        return [self._accept(s, token) for s, token in zip(sequences, token_ids, strict=True)]
+        outputs = []
+        for number, sequence in enumerate(sequences):
+            assert sequence.generation is not None
+            if (measured_ids := sequence.generation.measured_ids) is None:
+                outputs.append(self._accept(sequence, token_ids[number]))
+            else:
+                sequence.generation = None
+                probability = mass(logits[number], measured_ids)
+                outputs.append(TokenOutput(sequence.seq_id, None, "measured", probability))
+        return outputs
 
     def _accept(self, sequence: Sequence, token_id: int | None) -> TokenOutput:
         generation, state = sequence.generation, sequence.state
@@ -264,6 +275,16 @@ class Engine:
         self._get(seq_id).priority = priority
 
     # --- Generating --------------------------------------------------------------------------
+
+    def measure(self, seq_id: int, token_ids: NDArray[np.int64]) -> None:
+        """Find the probability that the sequence goes on with one of ``token_ids`` [n].
+
+        Nothing is sampled; a step reports ``"measured"``. Raises as :meth:`generate`.
+        """
+        self.generate(seq_id, SamplingParams())
+        generation = self._get(seq_id).generation
+        assert generation is not None
+        generation.measured_ids = token_ids
 
     def generate(self, seq_id: int, params: SamplingParams) -> None:
         """Sample once every known token is computed, then on until an end.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "context", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "context", "error", "measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +14,14 @@ class TokenOutput:
 
     ``token_id`` is None where an end comes without a token: ``cancelled``, ``context`` when no
     page was left, ``error`` (the logits were not numbers). With ``stop`` it is the stop token,
-    which is not part of the sequence.
+    which is not part of the sequence. ``measured`` answers :meth:`Engine.measure` with
+    ``probability``.
     """
 
     seq_id: int
     token_id: int | None
     finish_reason: FinishReason | None = None
+    probability: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

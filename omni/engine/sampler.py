@@ -82,6 +82,14 @@ def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[int | None]:
     return [_sample_row(value, row) for value, row in zip(values, rows, strict=True)]
 
 
+def mass(logits: torch.Tensor, token_ids: NDArray[np.int64]) -> float:
+    """Probability that the next token is one of ``token_ids``; 0 if the logits are not numbers."""
+    values: NDArray[np.float64] = logits.detach().cpu().numpy().astype(np.float64)
+    odds = np.exp(values - values.max())
+    share = float(odds[token_ids].sum() / odds.sum())
+    return share if math.isfinite(share) else 0.0
+
+
 def _sample_row(logits: NDArray[np.float32], row: SampleRow) -> int | None:
     params = row.params
     if params.repetition_penalty != 1.0:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from omni.engine.sampler import SamplingParams
 from omni.engine.state import State
 from omni.engine.state_cache import StateCache
@@ -28,10 +31,11 @@ class Priority(IntEnum):
 
 @dataclass(slots=True)
 class Generation:
-    """Sampling that is going on."""
+    """Sampling that is going on, or, with ``measured_ids``, one look at the next token's odds."""
 
     params: SamplingParams
     num_sampled: int = 0
+    measured_ids: NDArray[np.int64] | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -101,13 +101,13 @@ class ChatTemplate:
             case "assistant":
                 return self._assistant(message, text_of)
             case "tool":
-                return self._tool_results([message])
+                return self.results([message])
 
     def render(self, conversation: Conversation, text_of: TextOf) -> list[int]:
         """The whole conversation, without the header of an answer to come."""
         ids = self.system(conversation)
         for run in merge_results(conversation.messages):
-            ids += self._tool_results(run) if len(run) > 1 else self.message(run[0], text_of)
+            ids += self.results(run) if len(run) > 1 else self.message(run[0], text_of)
         return ids
 
     def _header(self, role: str) -> list[int]:
@@ -127,7 +127,8 @@ class ChatTemplate:
             body.append(self._call_end)
         return head + self._tokenizer.encode_pieces(body) + self.assistant_end()
 
-    def _tool_results(self, messages: Iterable[Message]) -> list[int]:
+    def results(self, messages: Iterable[Message]) -> list[int]:
+        """Neighbouring tool results, which share one user turn."""
         pieces: list[str | int] = [self._start, "user"]
         for message in messages:
             for part in message.parts:
