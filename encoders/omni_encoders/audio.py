@@ -1,8 +1,8 @@
 """Streaming hearing: audio of a turn goes in, stable text comes out while the user speaks.
 
-The caller owns the threads. On the engine thread: :meth:`StreamingRecogniser.feed`, ``should_pass``,
-``prepare`` and ``apply``, all cheap. On the parts thread: ``job.run(should_stop)``. One job of a
-turn is out at a time; a job that was cancelled is simply not applied::
+The caller owns the threads. On the engine thread: ``feed``, ``should_pass``, ``prepare`` and
+``apply`` of :class:`StreamingRecogniser`, all cheap. On the parts thread: ``job.run(should_stop)``.
+One job of a turn is out at a time; one that was cancelled is ``abandon``-ed and never applied::
 
     hearing.feed(state, samples)
     if hearing.should_pass(state):
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from omni.types import TextSpan
 from omni_encoders.features import SAMPLE_RATE_HZ
-from omni_encoders.passes import PassJob, PassResult, Reading
-from omni_encoders.recogniser import Recogniser, Word
+from omni_encoders.passes import PassJob, PassResult, Reading, WindowReader
+from omni_encoders.recogniser import MIN_WINDOW_S, Word
 from omni_encoders.vad import FRAME_SAMPLES, VadState, VoiceActivity
 
 PASS_EVERY_MS = 500  # new speech between two partial passes
@@ -35,6 +35,7 @@ LEAD_MS = 500  # audio kept before the first voiced frame
 TRAIL_MS = 400  # audio kept behind the last voiced frame
 SETTLED_MS = 100  # a pass that heard this much behind the last voiced frame has heard it all
 _SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
+_SHORTEST_WINDOW_SAMPLES = int(MIN_WINDOW_S * SAMPLE_RATE_HZ)
 
 
 @dataclass(slots=True)
@@ -100,7 +101,7 @@ class StreamingRecogniser:
 
     def __init__(
         self,
-        recogniser: Recogniser,
+        recogniser: WindowReader,
         voice: VoiceActivity,
         *,
         pass_every_ms: int = PASS_EVERY_MS,
@@ -147,7 +148,9 @@ class StreamingRecogniser:
         if state.has_pass_running or not state.has_speech:
             return False
         heard_until = max(state.passed_samples, state.first_voiced_samples)
-        return state.last_voiced_samples - heard_until >= self._pass_every_samples
+        window = state.num_samples - state.reading.origin_samples
+        stretch = max(1.0, window / _SHORTEST_WINDOW_SAMPLES)  # a longer window costs more a pass
+        return state.last_voiced_samples - heard_until >= self._pass_every_samples * stretch
 
     def prepare(self, state: HearingState, *, final: bool) -> PassJob:
         """A job over the audio so far, cut loose from ``state`` (a copy of at most the window).
@@ -156,7 +159,9 @@ class StreamingRecogniser:
         """
         reading = state.reading
         origin = reading.origin_samples
-        if not reading.hypothesis and not reading.was_cut:  # nothing read yet: drop the silence
+        if not (
+            reading.stable or reading.tail or reading.was_cut
+        ):  # nothing read yet: drop the silence
             lead = (state.first_voiced_samples - LEAD_MS * _SAMPLES_PER_MS) // FRAME_SAMPLES
             origin = max(origin, lead * FRAME_SAMPLES, state.audio_start)
             reading = Reading(origin_samples=origin)
@@ -197,18 +202,18 @@ class StreamingRecogniser:
         state.reading = reading
         self._forget_audio(state)
         given = (*reading.archived, *reading.stable)
-        whole = (*reading.archived, *reading.hypothesis) if result.final else (
-            *given, *reading.tail
-        )
+        whole = (*given, *reading.tail)
         num_emitted = state.num_emitted_words
+        revised, tail = False, None
         if not result.final:
             state.num_emitted_words = len(given)
-            new, revised = given[num_emitted:], False
+            new = given[num_emitted:]
             tail = self._span(state, reading.tail, final=False, is_first=not given)
+        elif reading.revision is not None:
+            whole = (*reading.archived, *reading.revision)
+            new, revised = whole, True
         else:
-            before = [word.text for word in given[:num_emitted]]
-            revised = [word.text for word in whole[:num_emitted]] != before
-            new, tail = (whole if revised else whole[num_emitted:]), None
+            new = whole[num_emitted:]
         span = self._span(state, new, final=True, is_first=revised or num_emitted == 0)
         return Pass(
             new_spans=(span,) if span else (),

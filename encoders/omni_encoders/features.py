@@ -49,9 +49,7 @@ def _window() -> torch.Tensor:
     return torch.hann_window(N_FFT)
 
 
-def log_mel(
-    audio: NDArray[np.float32], num_frames: int, num_mels: int = NUM_MELS
-) -> torch.Tensor:
+def log_mel(audio: NDArray[np.float32], num_frames: int, num_mels: int = NUM_MELS) -> torch.Tensor:
     """Log-mel spectrogram of ``audio`` [n] as if zero-padded to ``num_frames`` x 10 ms.
 
     Equals transformers' WhisperFeatureExtractor on the padded audio; the frames that see only

@@ -5,10 +5,11 @@ A :class:`PassJob` is cut loose from the turn's state on the engine thread, run 
 are samples or ms since the start of the turn.
 
 The stable-prefix policy: a word is *stable* once two passes in a row agree on it and on everything
-before it, and another word has been heard after it (the last word of a pass may still grow or
-change its punctuation). Stable words are never taken back by a partial pass; if a later reading
-disagrees with them it is read again with them as its forced beginning. Only the final pass, which
-reads freely, may revise them.
+before it, and another word has been heard after it (the last word of a pass may still grow).
+Words agree when their letters and digits do; the later pass, which heard more, decides on commas
+and capitals. Stable words are never taken back by a partial pass; a reading that disagrees with
+them is repeated with them as its forced beginning. Only the final pass, which reads freely, may
+revise them.
 
 The window: past :data:`MAX_WINDOW_S` the audio up to a word boundary is *archived* with its words.
 Behind a cut the next stable words are forced, so a cut never doubles or swallows a word.
@@ -16,15 +17,17 @@ Behind a cut the next stable words are forced, so a cut never doubles or swallow
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omni_encoders.features import SAMPLE_RATE_HZ
-from omni_encoders.recogniser import HeardWindow, Recogniser, Transcript, Word
+from omni_encoders.recogniser import HeardWindow, Transcript, Word
 from omni_encoders.vad import FRAME_SAMPLES
 
 MAX_WINDOW_S = 25.0
@@ -35,22 +38,44 @@ _ANCHOR_WORDS = 4  # stable words forced behind a cut
 _NO_SPEECH_PROBABILITY = 0.6
 _NO_SPEECH_LOGPROB = -1.0
 _CUT_SLACK_FRAMES = 3  # word times are good to about 100 ms: look for the quiet frame around
+_DISTANCE_COST = 0.02  # per frame away from the boundary: of two quiet frames the nearer
+_LATE_CUT_BONUS = 0.3  # a cut at the window's end may be this much louder than one at its start
 _SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
+
+
+class WindowReader(Protocol):
+    """What a pass needs of :class:`omni_encoders.recogniser.Recogniser`."""
+
+    @property
+    def num_threads(self) -> int: ...
+
+    def hear(self, audio: NDArray[np.float32], should_stop: Callable[[], bool]) -> HeardWindow: ...
+
+    def read(
+        self,
+        window: HeardWindow,
+        *,
+        draft: Sequence[int],
+        prefix: Sequence[int],
+        should_stop: Callable[[], bool],
+        language: str | None,
+    ) -> Transcript: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What the passes have made of a turn so far; a value, replaced as a whole.
 
-    ``archived`` words lie before ``origin_samples``, where the window begins; ``stable`` and
-    ``hypothesis`` words lie in the window. ``hypothesis`` is the last pass's free reading.
+    ``archived`` words lie before ``origin_samples``, where the window begins; ``stable`` words and
+    the ``tail`` behind them lie in the window. ``revision`` is the last pass's free reading of the
+    window where it disagrees with ``stable``; None where it agrees.
     """
 
     origin_samples: int = 0
     archived: tuple[Word, ...] = ()
     stable: tuple[Word, ...] = ()
-    hypothesis: tuple[Word, ...] = ()
-    tail: tuple[Word, ...] = ()  # what follows ``stable``
+    tail: tuple[Word, ...] = ()
+    revision: tuple[Word, ...] | None = None
     was_cut: bool = False
     language: str = "en"
 
@@ -72,7 +97,7 @@ class PassJob:
     ``probabilities`` [frames] are the voice activity of that audio, 32 ms each.
     """
 
-    recogniser: Recogniser
+    recogniser: WindowReader
     audio: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     reading: Reading
@@ -124,23 +149,20 @@ class PassJob:
                 language=self.language,
             )
 
-        transcript = read(anchor, before.hypothesis)
+        seen = (*before.stable, *before.tail)
+        transcript = read(anchor, before.revision or seen)
         words = _placed(transcript, before.origin_samples)
         stable, num_stable = before.stable, len(before.stable)
-        agrees = _texts(words[:num_stable]) == _texts(stable)
-        if not agrees and self.final:
-            tail = before.tail
-        elif not agrees:
-            forced = read(stable, (*stable, *before.tail))
-            tail = _placed(forced, before.origin_samples)[num_stable:]
-        else:
-            if not self.final:  # a final pass reports and commits nothing: the user may go on
-                agreed = min(_num_agreed(words, before.hypothesis), len(words) - 1)
-                stable = words[: max(num_stable, agreed)]
-            tail = words[len(stable) :]
-        return replace(
-            before, stable=stable, tail=tail, hypothesis=words, language=transcript.language
-        )
+        after = replace(before, language=transcript.language, revision=None)
+        if _num_agreed(words, stable) < num_stable:
+            after = replace(after, revision=words)
+            if self.final:
+                return after
+            words = _placed(read(stable, seen), before.origin_samples)
+        if not self.final:  # a final pass reports and commits nothing: the user may go on
+            num_agreed = min(_num_agreed(words, seen), len(words) - 1)
+            stable = (*stable, *words[num_stable:num_agreed])
+        return replace(after, stable=stable, tail=words[len(stable) :])
 
 
 def _placed(transcript: Transcript, origin_samples: int) -> tuple[Word, ...]:
@@ -158,7 +180,7 @@ def _placed(transcript: Transcript, origin_samples: int) -> tuple[Word, ...]:
 def _num_agreed(words: Sequence[Word], previous: Sequence[Word]) -> int:
     agreed = 0
     for word, other in zip(words, previous, strict=False):
-        if word.text != other.text:
+        if word.text != other.text and _letters(word.text) != _letters(other.text):
             break
         agreed += 1
     return agreed
@@ -168,8 +190,8 @@ def _tokens(words: Sequence[Word]) -> list[int]:
     return [token for word in words for token in word.tokens]
 
 
-def _texts(words: Sequence[Word]) -> list[str]:
-    return [word.text for word in words]
+def _letters(text: str) -> str:
+    return "".join(char for char in text.casefold() if char.isalnum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,19 +205,25 @@ class _Cut:
 def _cut_between(
     words: Sequence[Word], reading: Reading, probabilities: NDArray[np.float32], num_samples: int
 ) -> _Cut | None:
-    """The best cut between two of ``words``: the one with the least voice activity around it."""
+    """The best cut between two of ``words``: little voice activity around it, and late.
+
+    A late cut leaves a short window, which makes the passes behind it cheap.
+    """
     earliest = int(MIN_DROPPED_S * SAMPLE_RATE_HZ)
     latest = num_samples - int(MIN_KEPT_S * SAMPLE_RATE_HZ)
-    best, best_activity = None, np.inf
-    for i, (left, right) in enumerate(zip(words, words[1:], strict=False)):
+    best, best_cost = None, np.inf
+    for i, (left, right) in enumerate(itertools.pairwise(words)):
         middle = (left.end_ms + right.start_ms) // 2 * _SAMPLES_PER_MS - reading.origin_samples
         if not earliest <= middle <= latest:
             continue
-        low = max(0, middle // FRAME_SAMPLES - _CUT_SLACK_FRAMES)
-        around = probabilities[low : low + 2 * _CUT_SLACK_FRAMES + 1]
-        if len(around) and (activity := float(around.mean())) < best_activity:
-            best = _Cut((low + int(around.argmin())) * FRAME_SAMPLES, i + 1)
-            best_activity = activity
+        frame = middle // FRAME_SAMPLES
+        frames = np.arange(frame - _CUT_SLACK_FRAMES, frame + _CUT_SLACK_FRAMES + 1)
+        activity = probabilities[frames.clip(0, len(probabilities) - 1)]
+        cost = float(activity.mean()) - _LATE_CUT_BONUS * middle / num_samples
+        if cost < best_cost:
+            nearby = activity + _DISTANCE_COST * np.abs(frames - frame)
+            best = _Cut(int(frames[nearby.argmin()]) * FRAME_SAMPLES, i + 1)
+            best_cost = cost
     return best
 
 
@@ -215,11 +243,6 @@ def _archive(reading: Reading, cut: _Cut) -> Reading:
     """Move the window's origin to the cut; the words before it will not be read again."""
     words = (*reading.stable, *reading.tail)
     dropped = words[: cut.num_words]
-    if _texts(reading.hypothesis[: cut.num_words]) == _texts(dropped):
-        hypothesis = reading.hypothesis[cut.num_words :]
-    else:
-        at_ms = (reading.origin_samples + cut.samples) // _SAMPLES_PER_MS
-        hypothesis = tuple(word for word in reading.hypothesis if _middle_ms(word) >= at_ms)
     num_stable = max(0, len(reading.stable) - cut.num_words)
     kept = words[cut.num_words :]
     return replace(
@@ -228,7 +251,7 @@ def _archive(reading: Reading, cut: _Cut) -> Reading:
         archived=(*reading.archived, *dropped),
         stable=kept[:num_stable],
         tail=kept[num_stable:],
-        hypothesis=hypothesis,
+        revision=None,
         was_cut=True,
     )
 

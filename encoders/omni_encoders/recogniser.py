@@ -32,10 +32,11 @@ MAX_AUDIO_S = MAX_MEL_FRAMES * HOP_SAMPLES / SAMPLE_RATE_HZ
 
 _MAX_TOKENS = 224  # half of the decoder's positions, as in openai/whisper
 _TOKENS_PER_S = 12.0  # nobody speaks faster: bounds a runaway window
-_OTHER_LANGUAGE_PROBABILITY = 0.6  # needed to believe that the speech is not English
+_OTHER_LANGUAGE_PROBABILITY = 0.5  # needed to believe that the speech is not English
 _MAX_COMPRESSION_RATIO = 2.4  # above it the text repeats itself (openai/whisper)
 _LOOP_REPEATS = {1: 8, 2: 6, 3: 5}  # period in tokens -> repeats that are a loop; longer: 4
 _LONGEST_LOOP_TOKENS = 24
+_REJOIN_TOKENS = 6  # how far ahead in a draft decoding may meet it again
 _SAMPLES_PER_FRAME = HOP_SAMPLES * FRAMES_PER_MEL
 
 
@@ -101,17 +102,16 @@ class Recogniser:
         """
         folder = Path(folder)
         self._threads = threads
-        config = _read_config(folder / "config.json")
+        config = _Config(folder / "config.json")
         self._vocabulary = Vocabulary(folder / "tokenizer.json")
-        heads = [(int(layer), int(head)) for layer, head in config.get("alignment_heads", [])]
         arrays = checkpoint.read(folder / "model.bin", spec="WhisperSpec")
-        self._model = Whisper(arrays, heads or None)
+        self._model = Whisper(arrays, config.alignment_heads)
         size = self._model.vocabulary_size
         self._is_multilingual = size > 51864  # English-only checkpoints have one token fewer
-        self._suppressed = _mask(size, config.get("suppress_ids", []))
+        self._suppressed = _mask(size, config.suppressed)
         # Timestamps are not asked for: nothing above <|notimestamps|> may come.
         self._suppressed[self._vocabulary.no_timestamps :] = -math.inf
-        self._suppressed_first = _mask(size, config.get("suppress_ids_begin", []))
+        self._suppressed_first = _mask(size, config.suppressed_first)
 
     @property
     def num_threads(self) -> int:
@@ -130,7 +130,9 @@ class Recogniser:
         should_stop: Callable[[], bool] = _never,
         language: str | None = None,
     ) -> Transcript:
-        """Recognise ``audio`` [n], 16 kHz in [-1, 1], at most 30 s: :meth:`hear`, then :meth:`read`.
+        """Recognise ``audio`` [n], 16 kHz in [-1, 1], at most 30 s.
+
+        The same as :meth:`hear`, then :meth:`read`, which explains the arguments.
 
         Raises:
             CancelledError: ``should_stop()`` became true.
@@ -220,6 +222,7 @@ class Recogniser:
         if self._is_multilingual:
             pending = [vocabulary.languages[language], vocabulary.transcribe, *pending]
         guess = [*prefix, *draft[len(prefix) :]][: limit - 1]
+        spare: list[int] = []  # of the draft, behind what it got wrong
         while not out.ended:
             if should_stop():
                 raise CancelledError("the recogniser's pass was stopped")
@@ -243,7 +246,9 @@ class Recogniser:
                 num_agreed += 1
             state.length -= len(guess) - num_agreed
             pending = out.tokens[-1:]
-            guess = _rest_of_draft(guess[num_agreed:], out.tokens)
+            spare = guess[num_agreed:] or spare
+            guess = _behind(spare, out.tokens)
+            spare = [] if guess else spare
         return out
 
     def _accept(
@@ -304,18 +309,15 @@ def window_mel_frames(num_samples: int) -> int:
     return min(frames, MAX_MEL_FRAMES)
 
 
-def _rest_of_draft(draft: Sequence[int], decided: Sequence[int]) -> list[int]:
-    """What of ``draft`` may still come true after a token that it did not foresee.
+def _behind(spare: Sequence[int], decided: Sequence[int]) -> list[int]:
+    """What of a draft's remainder is likely to come next: all behind the last decided token.
 
-    A changed word or comma leaves the words behind it likely: look for the decided token among
-    the next few drafted ones, else take the draft's token as replaced by it.
+    A changed word or comma leaves the words after it likely, so once decoding meets the draft
+    again it is taken up there. Empty as long as the two have not met.
     """
-    if len(draft) < 2 or not decided:
+    if not decided or decided[-1] not in spare[:_REJOIN_TOKENS]:
         return []
-    for i, token in enumerate(draft[:4]):
-        if token == decided[-1]:
-            return list(draft[i + 1 :])
-    return []
+    return list(spare[spare.index(decided[-1]) + 1 :])
 
 
 def _loop_tokens(tokens: Sequence[int]) -> int:
@@ -335,11 +337,15 @@ def _mask(size: int, suppressed: Sequence[int]) -> Tensor:
     return mask
 
 
-def _read_config(path: Path) -> dict[str, list[int]]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}; run: omni fetch") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds {type(config).__name__}, expected an object")
-    return config
+class _Config:
+    """What ``config.json`` of a faster-whisper folder says; absent keys are empty."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            heads = config.get("alignment_heads") or []
+            self.alignment_heads = [(int(layer), int(head)) for layer, head in heads]
+            self.suppressed = [int(token) for token in config.get("suppress_ids") or []]
+            self.suppressed_first = [int(token) for token in config.get("suppress_ids_begin") or []]
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ModelError(f"{path} is not a Whisper config: {error}; run: omni fetch") from error

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from omni_kernels import linear as kernels
 from torch import Tensor
 
 from omni.errors import CancelledError, ModelError
-from omni_kernels import linear as kernels
 
 FRAMES_PER_MEL = 2  # the second convolution halves the frame rate: 20 ms per encoder frame
 MAX_MEL_FRAMES = 3000  # 30 s: length of the encoder's position table
@@ -177,8 +177,13 @@ class _DecoderLayer:
         return keys.contiguous(), memory[:, 1].transpose(0, 1).contiguous()
 
     def __call__(
-        self, x: Tensor, past: tuple[Tensor, Tensor], start: int, mask: Tensor | None, heard_keys:
-        Tensor, heard_values: Tensor
+        self,
+        x: Tensor,
+        past: tuple[Tensor, Tensor],
+        start: int,
+        mask: Tensor | None,
+        heard_keys: Tensor,
+        heard_values: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One layer over ``x`` [M, D]; writes its keys and values behind ``start`` into ``past``.
 
