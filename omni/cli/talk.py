@@ -73,6 +73,10 @@ def run(args: argparse.Namespace) -> int:
     if given != 1:
         raise InputError("give recordings to play, or --text, or --mic")
     config = read_config(args)
+    if args.mic:
+        from omni_streaming.devices import require_sound
+
+        require_sound()
     clips = [(path, read_recording(path)) for path in args.recordings]
     try:
         asyncio.run(_talk(args, config, clips))

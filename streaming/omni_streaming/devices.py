@@ -83,7 +83,7 @@ async def converse(client: Client, *, full_duplex: bool, say: Callable[[str], No
         OmniError: sounddevice or a device is missing.
         ServerError: the server closed the connection.
     """
-    sounddevice = _sounddevice()
+    sounddevice = require_sound()
     loop = asyncio.get_running_loop()
     speakers = Speakers()
     captured: asyncio.Queue[NDArray[np.int16]] = asyncio.Queue(MAX_WAITING_CHUNKS)
@@ -159,7 +159,12 @@ class _Hearing:
                 self._say(f"(server: {event['error']['message']})")
 
 
-def _sounddevice() -> Any:
+def require_sound() -> Any:
+    """The module sounddevice.
+
+    Raises:
+        OmniError: it, or PortAudio, is not installed; the message says what to do.
+    """
     try:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: PortAudio itself is missing

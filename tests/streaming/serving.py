@@ -167,6 +167,7 @@ async def serving(
     config: Config | None = None,
     *,
     build: Callable[[Parts], Port] = Chatter,
+    vad: VoiceActivity | None = None,
     is_ready: bool = True,
 ) -> AsyncIterator[Running]:
     """Serve on a free port until the block ends."""
@@ -181,7 +182,7 @@ async def serving(
     server = Server(
         config=config,
         worker=Worker(keep),
-        vad=VoiceActivity(),
+        vad=vad or VoiceActivity(),
         model="chatter",
         voices=lambda: VOICES,
         about=lambda: {"models": {"assistant": "chatter"}},

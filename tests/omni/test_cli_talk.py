@@ -1,0 +1,265 @@
+"""``omni talk`` and ``omni serve`` as a user meets them: words, files, one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+from omni_streaming.devices import Speakers
+from omni_streaming.listener import bind
+
+from omni.cli import main
+from omni.cli.talk import read_recording
+from omni.parts import Parts
+from omni.scripted import Answer, Script, ScriptedAssistant
+from tests.streaming.serving import Running, serving
+from tests.streaming.test_client import LoudIsSpeech, tone
+
+SCRIPT = Script(
+    transcripts=("how are you", "what time is it"),
+    answers=(Answer(text="Fine thank you"), Answer(text="Time for tea")),
+)
+
+
+def scripted(parts: Parts) -> ScriptedAssistant:
+    return ScriptedAssistant(parts, SCRIPT)
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A scripted server on its own thread, for commands that run an event loop of their own."""
+    with served(scripted) as running:
+        yield running.url
+
+
+class served:
+    """``serving`` on another thread."""
+
+    def __init__(self, build: Callable[[Parts], ScriptedAssistant]) -> None:
+        self._build = build
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        async with serving(build=self._build, vad=LoudIsSpeech()) as self._running:
+            self._started.set()
+            await self._stop.wait()
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        assert self._started.wait(20)
+        return self._running
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+
+def write(path: Path, audio: NDArray[np.int16], rate_hz: int = 24_000) -> Path:
+    soundfile.write(path, audio, rate_hz)
+    return path
+
+
+def test_a_recording_is_played_answered_and_written(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = write(tmp_path / "question.wav", tone(0.6))
+    answer, both = tmp_path / "answer.wav", tmp_path / "both.wav"
+    code = main(["talk", str(question), "-o", str(answer), "--record", str(both), "--url", url])
+    said = capsys.readouterr()
+    assert (code, said.err) == (0, "")
+    assert "You:  how are you\n" in said.out
+    assert "Omni: Fine thank you\n" in said.out
+    match = re.search(r"first sound (-?\d+) ms after your last word", said.out)
+    assert match is not None
+    assert 0 < int(match[1]) < 3000
+    with wave.open(str(answer)) as file:
+        assert (file.getnchannels(), file.getframerate()) == (1, 24_000)
+        assert file.getnframes() == 3 * 5760
+    with wave.open(str(both)) as file:
+        assert file.getnchannels() == 2
+        assert file.getnframes() > 24_000
+
+
+def test_recordings_are_answered_one_after_the_other(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [write(tmp_path / f"{i}.wav", tone(0.5)) for i in range(2)]
+    assert main(["talk", *map(str, files), "--url", url]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[:4] != "    "]
+    assert lines == [
+        "You:  how are you",
+        "Omni: Fine thank you",
+        "You:  what time is it",
+        "Omni: Time for tea",
+    ]
+
+
+def test_text_is_answered_in_writing(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["talk", "--text", "Hello", "--url", url]) == 0
+    out = capsys.readouterr().out
+    assert "Omni: Fine thank you" in out
+    assert "speech" not in out
+
+
+def test_tool_calls_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from omni_streaming.client import Answer as Heard
+
+    from omni.cli.talk import print_answer
+
+    call = {"call_id": "c", "name": "weather", "arguments": '{"city": "Rome"}'}
+    print_answer(Heard("r", 0.0, calls=[call], status="incomplete", reason="max_tokens"), None)
+    out = capsys.readouterr().out
+    assert 'calls weather({"city": "Rome"})' in out
+    assert "incomplete: max_tokens" in out
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str], command: str) -> str:
+    said = capsys.readouterr()
+    assert said.err.startswith(f"omni {command}: ")
+    assert said.err.count("\n") == 1
+    assert "Traceback" not in said.err
+    return said.err
+
+
+def test_no_server_is_one_sentence_that_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with bind("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+    question = write(tmp_path / "question.wav", tone(0.1))
+    assert main(["talk", str(question), "--url", f"http://127.0.0.1:{port}"]) == 1
+    sentence = one_sentence(capsys, "talk")
+    assert "`omni serve`" in sentence
+    assert "--start" in sentence
+
+
+def test_a_recording_that_cannot_be_read_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "missing.wav", Path(__file__)):
+        assert main(["talk", str(path)]) == 1
+        assert str(path) in one_sentence(capsys, "talk")
+    assert main(["talk", str(write(tmp_path / "empty.wav", tone(0.0)))]) == 1
+    assert "holds no audio" in one_sentence(capsys, "talk")
+
+
+def test_a_recording_without_speech_is_one_sentence(
+    url: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("omni.cli.talk.NO_TURN_TIMEOUT_S", 0.5)
+    silent = write(tmp_path / "silent.wav", np.zeros(4800, np.int16))
+    assert main(["talk", str(silent), "--url", url]) == 1
+    assert "heard no finished speech in" in one_sentence(capsys, "talk")
+
+
+def test_nothing_to_say_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["talk"], ["talk", "--mic", "--text", "x"]):
+        assert main(arguments) == 1
+        assert "or --mic" in one_sentence(capsys, "talk")
+
+
+def test_no_sound_library_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert main(["talk", "--mic"]) == 1
+    assert "omni-realtime[mic]" in one_sentence(capsys, "talk")
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 24_000, 44_100, 48_000])
+def test_recordings_of_any_rate_are_played_at_their_own_speed_and_pitch(
+    tmp_path: Path, rate_hz: int
+) -> None:
+    at = np.arange(rate_hz) / rate_hz
+    stereo = np.stack([np.sin(2 * np.pi * 440 * at), np.zeros(rate_hz)], axis=1) * 0.5
+    soundfile.write(tmp_path / "tone.wav", stereo, rate_hz)
+    pcm = read_recording(tmp_path / "tone.wav")
+    assert len(pcm) == 24_000
+    spectrum = np.abs(np.fft.rfft(pcm))
+    assert int(np.argmax(spectrum)) == 440
+    assert np.abs(pcm[2000:-2000]).max() == pytest.approx(0.25 * 32767, rel=0.02)
+
+
+def test_the_sound_card_plays_in_order_and_knows_what_was_heard() -> None:
+    speakers = Speakers()
+    assert not speakers.is_sounding
+    assert speakers.cut() is None
+    speakers.add("a", np.full(1000, 1, np.int16))
+    speakers.add("b", np.full(4800, 2, np.int16))
+    out = np.zeros(480, np.int16)
+    heard = []
+    for _ in range(5):
+        speakers.fill(out)
+        heard.append(out.copy())
+    assert np.concatenate(heard).tolist() == [1] * 1000 + [2] * 1400
+    assert speakers.is_sounding
+    assert speakers.cut() == ("b", 1400 * 1000 // 24_000)
+    speakers.fill(out)
+    assert not out.any()
+    assert speakers.is_sounding, "the room still rings"
+    for _ in range(20):
+        speakers.fill(out)
+    assert not speakers.is_sounding
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_says_where_to_talk_and_ends_cleanly_on_a_signal(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "omni", "serve", "--scripted", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        ready = process.stdout.readline()
+        match = re.search(r"Talk at (http://127\.0\.0\.1:\d+) \(model scripted", ready)
+        assert match is not None, ready
+        talked = subprocess.run(
+            [sys.executable, "-m", "omni", "talk", "--text", "Hello", "--url", match[1]],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+            timeout=60,
+        )
+        assert "Omni: You said: Hello" in talked.stdout
+        process.send_signal(number)
+        errors = process.stderr.read()
+        assert process.wait(20) == 0
+        assert "Traceback" not in errors
+        assert "Hello" not in errors
+
+
+def test_serve_on_a_port_in_use_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with bind("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        assert main(["serve", "--scripted", "--port", str(port)]) == 2
+    assert f"port {port} on 127.0.0.1 is in use" in one_sentence(capsys, "serve")
+
+
+def test_serve_for_others_without_a_key_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMNI_API_KEY", raising=False)
+    assert main(["serve", "--scripted", "--host", "0.0.0.0"]) == 2
+    assert "OMNI_API_KEY" in one_sentence(capsys, "serve")
