@@ -134,6 +134,7 @@ class _Session:
     turns: dict[str, _Turn] = field(default_factory=dict)
     heard: dict[str, str] = field(default_factory=dict)
     responses: dict[str, _Response] = field(default_factory=dict)
+    speculated: dict[str, str] = field(default_factory=dict)  # response id -> turn id
     is_paused: bool = False
 
 
@@ -180,13 +181,14 @@ class ScriptedAssistant:
                 session.conversation = command.conversation
             case Speculate():
                 turn = session.turns.get(command.turn_id)
+                session.speculated[command.response_id] = command.turn_id
                 session.responses[command.response_id] = _Response(
                     command.response_id, command.config, session.conversation, turn
                 )
             case Confirm():
-                response = session.responses.get(command.response_id)
-                if response is not None and response.turn is not None:
-                    self._end_turn(command.session_id, session, response.turn.id)
+                # The response may have been said to its end already.
+                if turn_id := session.speculated.pop(command.response_id, None):
+                    self._end_turn(command.session_id, session, turn_id)
             case Respond():
                 session.responses[command.response_id] = _Response(
                     command.response_id,
@@ -194,6 +196,7 @@ class ScriptedAssistant:
                     command.conversation or session.conversation,
                 )
             case Cancel():
+                session.speculated.pop(command.response_id, None)
                 response = session.responses.pop(command.response_id, None)
                 if response is not None:
                     self._done(command.session_id, response, "cancelled")
