@@ -1,0 +1,450 @@
+"""The page in a real browser against a real server; the assistant answers by script."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import omni_streaming.web
+import pytest
+from page_driver import (
+    Page,
+    Scripted,
+    chromium,
+    require_browser,
+    scripted_server,
+    serving,
+    speak,
+    write_microphone,
+)
+
+from omni.config import Config, ServerConfig
+from omni.scripted import WORD_MS, Answer, Script
+from omni.types import Edit, TextPart
+
+WEB = Path(omni_streaming.web.__file__).parent
+QUESTION = "What is the capital of Australia?"
+ANSWER = "The capital of Australia is Canberra."
+LONG_ANSWER = " ".join(f"word{number}" for number in range(60))
+ENTER, ESCAPE, TAB, ALT = "\ue007", "\ue00c", "\ue004", "\ue00a"
+
+
+@pytest.fixture(autouse=True)
+def browser_or_skip() -> None:
+    require_browser()
+
+
+@pytest.fixture(scope="module")
+def typing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
+    """A browser without any microphone, and a server that repeats what was said."""
+    require_browser()
+    with (
+        serving(scripted_server(Script())) as url,
+        chromium(tmp_path_factory.mktemp("profile")) as page,
+    ):
+        yield page, url
+
+
+def type_message(page: Page, text: str) -> None:
+    page.driver.find_element("id", "message").send_keys(text, ENTER)
+
+
+def test_spoken_question_is_shown_answered_and_heard_to_the_last_sample(tmp_path: Path) -> None:
+    microphone = write_microphone(tmp_path / "q.wav", [1.0, speak(QUESTION, tmp_path), 60.0])
+    script = Script(transcripts=(QUESTION,), answers=(Answer(text=ANSWER),))
+    with serving(scripted_server(script)) as url, chromium(tmp_path / "p", microphone) as page:
+        page.open(url)
+        page.click("talk")
+        page.wait(lambda p: p.phases[-4:] == ["hearing", "thinking", "speaking", "listening"])
+        question, answer = page.wait(lambda p: len(p.turns) == 2 and p.turns)
+        assert (question["role"], question["text"]) == ("user", QUESTION)
+        assert (answer["role"], answer["text"]) == ("assistant", ANSWER)
+        assert {question["busy"], answer["busy"]} == {"false"}
+
+        (started, ended) = page.wait(lambda p: len(p.sound) == 2 and p.sound)
+        duration_ms = WORD_MS * len(ANSWER.split())
+        assert ended["at"] - started["at"] == pytest.approx(duration_ms, abs=120)
+        reports = page.events("omni.output_audio.played", "out")
+        played = [report["played_ms"] for report in reports]
+        assert played[-1] == duration_ms
+        assert played == sorted(played)
+        assert all(step <= 210 for step in np.diff(played))
+
+        # What the page calls the latency is what a bystander would measure.
+        felt_ms = started["at"] - page.voice_at()[-1]
+        assert float(page.js("return document.body.dataset.latencyMs")) == pytest.approx(
+            felt_ms, abs=150
+        )
+        assert re.fullmatch(r"after \d\.\d\d s", answer["note"])
+
+        sent = page.events("input_audio_buffer.append", "out")
+        assert {chunk["num_samples"] for chunk in sent} == {480}  # 20 ms at 24 kHz
+        assert page.js("return watched.errors") == []
+        assert page.driver.get_log("browser") == []
+
+
+def test_speaking_over_the_answer_silences_it_and_the_context_keeps_what_was_heard(
+    tmp_path: Path,
+) -> None:
+    microphone = write_microphone(
+        tmp_path / "q.wav",
+        [1.0, speak(QUESTION, tmp_path), 2.5, speak("No wait, stop talking now", tmp_path), 60.0],
+    )
+    script = Script(
+        transcripts=(QUESTION, "no wait stop"),
+        answer=lambda conversation: Answer(
+            text=LONG_ANSWER if len(conversation.messages) == 1 else "As you like."
+        ),
+    )
+    assistant = Scripted(script)
+    server = scripted_server(script, assistant=assistant)
+    with serving(server) as url, chromium(tmp_path / "p", microphone) as page:
+        page.open(url)
+        page.click("talk")
+        page.wait(lambda p: len(p.sound) == 2, 30)
+        page.wait(lambda p: len(p.turns) == 4 and p.phases[-1] == "listening", 30)
+        started, stopped = page.sound[:2]
+        interruption = page.events("input_audio_buffer.speech_started", "in")[1]
+        assert stopped["at"] - interruption["at"] <= 100
+        onset = min(at for at in page.voice_at() if at > started["at"])
+        assert stopped["at"] - onset <= 400
+
+        answer = page.turns[1]
+        assert answer["note"].endswith("interrupted")
+        item = page.events("response.output_item.added", "in")[0]["item"]["id"]
+        played_ms = [
+            report["played_ms"]
+            for report in page.events("omni.output_audio.played", "out")
+            if report["item_id"] == item
+        ][-1]
+        assert played_ms == pytest.approx(stopped["at"] - started["at"], abs=120)
+        unheard = page.text(".unheard")
+        heard = answer["text"].removesuffix(unheard).split()
+        assert len(heard) == pytest.approx(played_ms / WORD_MS, abs=2)
+
+        edits = [command for command in assistant.commands if isinstance(command, Edit)]
+        told = {
+            part.text
+            for edit in edits
+            for message in edit.conversation.messages
+            for part in message.parts
+            if message.role == "assistant" and isinstance(part, TextPart)
+        }
+        assert " ".join(LONG_ANSWER.split()[: played_ms // WORD_MS]) in told
+
+
+def test_stop_takes_back_what_was_not_heard(typing: tuple[Page, str]) -> None:
+    page, url = typing
+    page.open(url)
+    type_message(page, LONG_ANSWER)
+    page.wait(lambda p: p.phase == "speaking" and p.events("omni.output_audio.played"))
+    page.press(ESCAPE)
+    truncated = page.wait(lambda p: p.events("conversation.item.truncated", "in"))[0]
+    page.wait(lambda p: p.phase == "ready")
+    last_report = page.events("omni.output_audio.played", "out")[-1]
+    assert truncated["audio_end_ms"] == last_report["played_ms"] > 0
+    assert page.turns[1]["note"].endswith("interrupted")
+    assert page.sound[-1]["isAudible"] is False
+    assert page.text("#notice") == ""
+
+
+def test_new_message_replaces_the_answer_under_way(typing: tuple[Page, str]) -> None:
+    page, url = typing
+    page.open(url)
+    type_message(page, LONG_ANSWER)
+    page.wait(lambda p: p.phase == "speaking")
+    type_message(page, "short")
+    page.wait(lambda p: len(p.turns) == 4 and p.turns[3]["text"] == "You said: short")
+    page.wait(lambda p: p.phase == "ready")
+    order = [
+        event["type"]
+        for event in page.js("return watched.wire")
+        if event["direction"] == "out" and event["type"] != "omni.output_audio.played"
+    ]
+    assert order[-3:] == [
+        "conversation.item.truncate",
+        "conversation.item.create",
+        "response.create",
+    ]
+    assert not page.events("error")
+
+
+def test_without_a_microphone_the_page_says_so_and_typing_works(typing: tuple[Page, str]) -> None:
+    page, url = typing
+    page.open(url)
+    page.click("talk")
+    page.wait(lambda p: "No microphone was found" in p.text("#notice"))
+    page.wait(lambda p: p.phase == "ready")
+    assert not page.driver.find_element("id", "mute").is_enabled()
+    type_message(page, "hello")
+    page.wait(lambda p: len(p.turns) == 2 and p.turns[1]["text"] == "You said: hello")
+    page.wait(lambda p: any(change["isAudible"] for change in p.sound))
+
+
+def test_refused_microphone_is_explained(tmp_path: Path) -> None:
+    microphone = write_microphone(tmp_path / "q.wav", [1.0])
+    with (
+        serving(scripted_server(Script())) as url,
+        chromium(tmp_path / "p", microphone, granted=False) as page,
+    ):
+        page.open(url)
+        page.driver.execute_cdp_cmd(
+            "Browser.setPermission",
+            {"permission": {"name": "microphone"}, "setting": "denied", "origin": url},
+        )
+        page.click("talk")
+        said = page.wait(lambda p: p.text("#notice-text"))
+        assert "The microphone was refused. Allow it for this page" in said
+        assert "You can type in the meantime." in said
+        assert page.js("return document.getElementById('notice').getAttribute('role')") == "alert"
+
+
+def test_everything_works_from_the_keyboard(tmp_path: Path) -> None:
+    microphone = write_microphone(tmp_path / "q.wav", [0.2, speak(QUESTION, tmp_path), 60.0])
+    script = Script(answers=(Answer(text=LONG_ANSWER),))
+    with serving(scripted_server(script)) as url, chromium(tmp_path / "p", microphone) as page:
+        page.open(url)
+        reached = []
+        for _ in range(5):
+            page.press(TAB)
+            reached.append(page.focused)
+        assert reached == ["theme", "talk", "log", "message", ""]  # "": the Send button
+        page.js("document.getElementById('talk').focus()")
+        page.press(ENTER)
+        page.wait(lambda p: p.phase == "speaking")
+        page.press(ESCAPE)
+        page.wait(lambda p: p.phase == "listening")
+        page.press(ALT, "m")
+        page.wait(lambda p: p.phase == "muted")
+        pressed = "return document.getElementById('mute').getAttribute('aria-pressed')"
+        assert page.js(pressed) == "true"
+        num_sent = len(page.events("input_audio_buffer.append"))
+        later = page.wait(
+            lambda p: (
+                len(events := p.events("input_audio_buffer.append")) > num_sent + 10 and events
+            )
+        )
+        assert all(chunk["peak"] == 0 for chunk in later[num_sent + 5 :])  # silence goes on
+        page.press(ALT, "m")
+        page.wait(lambda p: p.phase == "listening")
+
+
+def test_lost_connection_can_be_taken_up_again(typing: tuple[Page, str]) -> None:
+    page, _ = typing
+    with serving(scripted_server(Script())) as url:
+        page.open(url)
+        type_message(page, "my name is Ada")
+        page.wait(lambda p: len(p.turns) == 2 and p.phase == "ready")
+    said = page.wait(lambda p: p.text("#notice-text"))
+    assert said.startswith("The server is restarting.")
+    assert page.phase == "lost"
+    page.click("reconnect")
+    page.wait(lambda p: p.text("#notice-text") == "The connection to the server was lost.")
+    with serving(scripted_server(Script()), port=int(url.rpartition(":")[2])):
+        page.click("reconnect")
+        page.wait(lambda p: p.phase == "ready")
+        assert page.text("#notice") == ""
+        retold = page.events("conversation.item.create", "out")[-2:]
+        assert [item["item"]["content"][0]["text"] for item in retold] == [
+            "my name is Ada",
+            "You said: my name is Ada",
+        ]
+        type_message(page, "again")
+        page.wait(lambda p: len(p.turns) == 4 and p.turns[3]["text"] == "You said: again")
+        assert not page.events("error")
+
+
+def test_key_is_asked_for_and_kept_in_memory_only(typing: tuple[Page, str]) -> None:
+    page, _ = typing
+    config = dataclasses.replace(Config(), server=ServerConfig(api_key="open-sesame"))
+    with serving(scripted_server(Script(), config)) as url:
+        page.open(url)
+        type_message(page, "hello")
+        page.wait(lambda p: p.text("#key-dialog"))
+        assert page.focused == "key"
+        page.driver.find_element("id", "key").send_keys("wrong", ENTER)
+        page.wait(lambda p: p.text("#key-wrong"))
+        page.driver.find_element("id", "key").clear()
+        page.driver.find_element("id", "key").send_keys("open-sesame", ENTER)
+        page.wait(lambda p: p.phase == "ready")
+        stored = "return JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
+        assert page.js(stored) == '[{},{},""]'
+        assert "open-sesame" not in page.js("return location.href + document.body.innerHTML")
+
+
+def test_failed_answer_is_said_aloud_or_shown(typing: tuple[Page, str]) -> None:
+    page, _ = typing
+    with serving(scripted_server(Script(answers=(Answer(failure="server_error"),)))) as url:
+        page.open(url)
+        type_message(page, "hello")
+        page.wait(lambda p: "The script says that this answer fails." in p.text("#notice-text"))
+        page.wait(lambda p: p.phase == "ready")
+
+
+CONTRASTS = """
+const parse = (css) => css.match(/[\\d.]+/g).map(Number);
+const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+const rgb = (css) => {
+  canvas.clearRect(0, 0, 1, 1);
+  canvas.fillStyle = css;
+  canvas.fillRect(0, 0, 1, 1);
+  return [...canvas.getImageData(0, 0, 1, 1).data];
+};
+const luminance = ([r, g, b]) => {
+  const [x, y, z] = [r, g, b].map((v) => {
+    const c = v / 255;
+    return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+};
+const backdrop = (element) => {
+  for (let at = element; at; at = at.parentElement) {
+    const colour = rgb(getComputedStyle(at).backgroundColor);
+    if (colour[3] === 255) return colour;
+  }
+  return rgb("white");
+};
+const found = {};
+for (const element of document.querySelectorAll("p, h1, h2, button, input, label, kbd, .unheard")) {
+  if (!element.checkVisibility() || !(element.innerText || element.placeholder)) continue;
+  const style = getComputedStyle(element);
+  const pair = [luminance(rgb(style.color)), luminance(backdrop(element))].sort((a, b) => b - a);
+  const name = `${element.tagName}#${element.id}.${element.className}`;
+  found[name] = (pair[0] + 0.05) / (pair[1] + 0.05);
+}
+return found;
+"""
+
+
+def test_text_meets_wcag_aa_contrast_in_light_and_dark(typing: tuple[Page, str]) -> None:
+    page, url = typing
+    page.open(url)
+    type_message(page, LONG_ANSWER)
+    page.wait(lambda p: p.phase == "speaking" and p.events("omni.output_audio.played"))
+    page.click("stop")
+    page.wait(lambda p: p.text(".unheard"))
+    page.click("talk")  # no microphone here: a notice
+    page.wait(lambda p: p.text("#notice"))
+    backgrounds = set()
+    for _ in range(2):
+        page.click("theme")
+        page.wait(
+            lambda p: p.js("return document.getAnimations().every((a) => !a.transitionProperty)")
+        )
+        contrasts = page.js(CONTRASTS)
+        assert len(contrasts) >= 14
+        assert {name: ratio for name, ratio in contrasts.items() if ratio < 4.5} == {}
+        backgrounds.add(page.js("return getComputedStyle(document.body).backgroundColor"))
+    assert len(backgrounds) == 2
+
+
+def test_every_control_has_a_name_and_the_transcript_is_a_log(typing: tuple[Page, str]) -> None:
+    page, url = typing
+    page.open(url)
+    page.driver.execute_cdp_cmd("Accessibility.enable", {})
+    nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    roles = [(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes if "role" in n]
+    controls = [(role, name) for role, name in roles if role in {"button", "textbox"}]
+    assert len(controls) == 6
+    assert all(name for _, name in controls), controls
+    assert ("log", "Transcript") in roles
+    assert ("main", "") in roles
+    assert any(role == "status" for role, _ in roles)
+
+
+RENDER = """
+const [rate, seconds, code, done] = arguments;
+(async () => {
+  const context = new OfflineAudioContext(1, rate * seconds, rate);
+  await new Function("context", `return (async () => {${code}})()`)(context).then(done);
+})();
+"""
+
+
+def offline(page: Page, rate_hz: int, seconds: float, code: str) -> list[float]:
+    """Run ``code`` on an offline audio context in the page; it returns samples."""
+    samples: list[float] = page.driver.execute_async_script(RENDER, rate_hz, seconds, code)
+    return samples
+
+
+CAPTURE_TONE = """
+await context.audioWorklet.addModule("capture-worklet.js");
+const tone = new OscillatorNode(context, {frequency: %s});
+const node = new AudioWorkletNode(context, "capture", {numberOfOutputs: 1});
+const samples = [];
+node.port.onmessage = ({data}) => samples.push(...new Int16Array(data.pcm));
+tone.connect(node).connect(context.destination);
+tone.start();
+await context.startRendering();
+await new Promise((resolve) => setTimeout(resolve, 100));  // the last messages
+return samples.map((sample) => sample / 32767);
+"""
+
+
+@pytest.mark.parametrize("rate_hz", [24_000, 44_100, 48_000])
+def test_microphone_of_any_rate_becomes_24_khz_without_aliases(
+    typing: tuple[Page, str], rate_hz: int
+) -> None:
+    page, url = typing
+    page.open(url)
+    tone = np.array(offline(page, rate_hz, 1, CAPTURE_TONE % 1000))
+    assert len(tone) == pytest.approx(24_000, abs=600)
+    middle = tone[4800:19_200]
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
+    assert np.argmax(spectrum) * 24_000 / len(middle) == pytest.approx(1000, abs=2)
+    assert np.sqrt(np.mean(middle**2)) == pytest.approx(np.sqrt(0.5), rel=0.02)
+    if rate_hz > 24_000:  # above half of 24 kHz: must vanish, not fold back
+        folded = np.array(offline(page, rate_hz, 1, CAPTURE_TONE % 16_000))[4800:19_200]
+        assert np.sqrt(np.mean(folded**2)) < 0.005
+
+
+PLAY_PIECES = """
+await context.audioWorklet.addModule("playback-worklet.js");
+const options = {numberOfInputs: 0, outputChannelCount: [1]};
+const node = new AudioWorkletNode(context, "playback", options);
+const reports = [];
+node.port.onmessage = ({data}) => reports.push(data);
+let from = 0;
+for (const length of [1, 127, 128, 129, 1000, 7, 4000]) {
+  const samples = Float32Array.from({length}, (_, index) => (from + index + 1) / 10000);
+  node.port.postMessage({type: "push", item: "a", samples}, [samples.buffer]);
+  from += length;
+}
+node.port.postMessage({type: "end", item: "a"});
+node.connect(context.destination);
+await new Promise((resolve) => setTimeout(resolve, 100));  // let the messages arrive
+const rendered = (await context.startRendering()).getChannelData(0);
+await new Promise((resolve) => setTimeout(resolve, 100));
+return [...rendered, ...reports.map(({samples}) => samples)];
+"""
+
+
+def test_pieces_of_speech_are_played_without_a_gap_and_counted_exactly(
+    typing: tuple[Page, str],
+) -> None:
+    page, url = typing
+    page.open(url)
+    result = offline(page, 24_000, 1, PLAY_PIECES)
+    rendered, reports = np.array(result[:24_000]), result[24_000:]
+    num_samples = 1 + 127 + 128 + 129 + 1000 + 7 + 4000
+    expected = np.arange(1, num_samples + 1) / 10_000
+    np.testing.assert_allclose(rendered[:num_samples], expected, atol=1e-6)
+    assert not rendered[num_samples:].any()
+    assert reports == [0, 1200, 2400, 3600, 4800, num_samples]
+
+
+def test_page_needs_nothing_from_elsewhere() -> None:
+    for file in WEB.iterdir():
+        if file.suffix in {".html", ".js", ".css"}:
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"(https?:)?//[a-z0-9-]+\.[a-z]", text), file.name
+    html = (WEB / "index.html").read_text(encoding="utf-8")
+    for name in re.findall(r'(?:src|href)="([^"]+)"', html):
+        assert (WEB / name).is_file(), name
+    for module in WEB.glob("*.js"):
+        for name in re.findall(r'(?:from|addModule\() ?"([^"]+)"', module.read_text()):
+            assert (WEB / name).is_file(), name
+    assert not re.search(r"<script(?![^>]*src=)|\son[a-z]+=|style=", html)
