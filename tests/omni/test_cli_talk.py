@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,7 @@ from omni.cli import main
 from omni.cli.talk import read_recording
 from omni.parts import Parts
 from omni.scripted import Answer, Script, ScriptedAssistant
-from tests.streaming.serving import Running, serving
+from tests.streaming.serving import make_server, serving_on_a_thread
 from tests.streaming.test_client import LoudIsSpeech, tone
 
 SCRIPT = Script(
@@ -40,33 +38,8 @@ def scripted(parts: Parts) -> ScriptedAssistant:
 @pytest.fixture
 def url() -> Iterator[str]:
     """A scripted server on its own thread, for commands that run an event loop of their own."""
-    with served(scripted) as running:
-        yield running.url
-
-
-class served:
-    """``serving`` on another thread."""
-
-    def __init__(self, build: Callable[[Parts], ScriptedAssistant]) -> None:
-        self._build = build
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        async with serving(build=self._build, vad=LoudIsSpeech()) as self._running:
-            self._started.set()
-            await self._stop.wait()
-
-    def __enter__(self) -> Running:
-        self._thread.start()
-        assert self._started.wait(20)
-        return self._running
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+    with serving_on_a_thread(make_server(build=scripted, vad=LoudIsSpeech())) as url:
+        yield url
 
 
 def write(path: Path, audio: NDArray[np.int16], rate_hz: int = 24_000) -> Path:

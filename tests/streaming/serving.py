@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -162,6 +163,23 @@ def settings(config: Config | None = None, **server: Any) -> Config:
     return replace(config or Config(), server=ServerConfig(**server))
 
 
+def make_server(
+    config: Config | None = None,
+    *,
+    build: Callable[[Parts], Port] = Chatter,
+    vad: VoiceActivity | None = None,
+) -> Server:
+    """A server around the assistant that ``build`` makes; not started."""
+    return Server(
+        config=config or Config(),
+        worker=Worker(build),
+        vad=vad or VoiceActivity(),
+        model="chatter",
+        voices=lambda: VOICES,
+        about=lambda: {"models": {"assistant": "chatter"}},
+    )
+
+
 @asynccontextmanager
 async def serving(
     config: Config | None = None,
@@ -179,14 +197,7 @@ async def serving(
         port: Port = built[-1]
         return port
 
-    server = Server(
-        config=config,
-        worker=Worker(keep),
-        vad=vad or VoiceActivity(),
-        model="chatter",
-        voices=lambda: VOICES,
-        about=lambda: {"models": {"assistant": "chatter"}},
-    )
+    server = make_server(config, build=keep, vad=vad)
     with bind("127.0.0.1", 0) as listening:
         server.worker.start()
         try:
@@ -196,6 +207,35 @@ async def serving(
                 yield Running(server, listener, built)
         finally:
             server.worker.stop()
+
+
+@contextmanager
+def serving_on_a_thread(server: Server) -> Iterator[str]:
+    """Serve ``server`` beside the caller, who has an event loop of its own; yields the URL."""
+    started = threading.Event()
+    box: dict[str, Any] = {}
+
+    async def run() -> None:
+        box.update(loop=asyncio.get_running_loop(), stop=asyncio.Event())
+        with bind("127.0.0.1", 0) as listening:
+            async with Listener(
+                server.app(), server.config.server, listening, server.drain
+            ) as listener:
+                box["url"] = listener.url
+                started.set()
+                await box["stop"].wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), name="test-server")
+    server.worker.start()
+    thread.start()
+    try:
+        assert server.worker.wait(120) == "ready", server.worker.failure
+        assert started.wait(TIMEOUT_S)
+        yield box["url"]
+    finally:
+        box["loop"].call_soon_threadsafe(box["stop"].set)
+        thread.join()
+        server.worker.stop()
 
 
 class Socket:
