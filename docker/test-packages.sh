@@ -1,0 +1,34 @@
+#!/bin/sh
+# Installs the programs that the tests use beside Python's packages: a browser for the page, two
+# speech synthesisers, recorded human speech. Does nothing when all are there; never fails: tests
+# that miss one are skipped with a reason.
+#
+# POCKETSPHINX_TESTDATA: where the recordings lie (default: Debian's folder).
+set -u
+
+recordings=${POCKETSPHINX_TESTDATA:-/usr/share/pocketsphinx/test/data}
+
+missing=""
+for pair in chromium:chromium chromedriver:chromium-driver espeak-ng:espeak-ng sox:sox; do
+    command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
+done
+[ -d "$recordings" ] || missing="$missing pocketsphinx-testdata"
+[ -z "$missing" ] && exit 0
+
+sudo=""
+if [ "$(id -u)" -ne 0 ]; then
+    sudo="sudo -n"
+fi
+if command -v apt-get >/dev/null 2>&1 && $sudo true >/dev/null 2>&1; then
+    echo "installing for the tests:$missing"
+    install="$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
+    # shellcheck disable=SC2086 # lists of words, meant to be split
+    if $install $missing >/dev/null 2>&1; then
+        exit 0
+    fi
+    # shellcheck disable=SC2086
+    if $sudo apt-get update -qq >/dev/null 2>&1 && $install $missing >/dev/null 2>&1; then
+        exit 0
+    fi
+fi
+echo "tests that need them are skipped, these packages are not installed:$missing"
