@@ -20,6 +20,9 @@ from omni.errors import InputError
 _FIRST_CANDIDATES = 256
 """Tokens sorted at first to find the top-p set; nearly always enough, else eight times more."""
 
+_BLOCK = 512
+"""Tokens whose probabilities are summed at once; near the root of a vocabulary's size."""
+
 _MIN_TEMPERATURE = 1e-4
 """Below it only the likeliest tokens can be drawn anyway, and fp32 would overflow."""
 
@@ -85,9 +88,10 @@ def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[int | None]:
 def mass(logits: torch.Tensor, token_ids: NDArray[np.int64]) -> float:
     """Probability that the next token is one of ``token_ids``; 0 if the logits are not numbers."""
     values: NDArray[np.float64] = logits.detach().cpu().numpy().astype(np.float64)
-    odds = np.exp(values - values.max())
-    share = float(odds[token_ids].sum() / odds.sum())
-    return share if math.isfinite(share) else 0.0
+    if not math.isfinite(largest := values.max()):
+        return 0.0
+    odds = np.exp(values - largest)
+    return float(odds[token_ids].sum() / odds.sum())
 
 
 def _sample_row(logits: NDArray[np.float32], row: SampleRow) -> int | None:
@@ -101,10 +105,31 @@ def _sample_row(logits: NDArray[np.float32], row: SampleRow) -> int | None:
         return best
     scaled = (logits - logits[best]) / np.float32(max(params.temperature, _MIN_TEMPERATURE))
     ids, probs = _candidates(scaled, params)
-    cumulative = probs.cumsum(dtype=np.float64)  # fp32 would lose the tail of a large vocabulary
-    drawn = _uniform(params.seed, len(row.token_ids)) * cumulative[-1]
-    index = min(int(np.searchsorted(cumulative, drawn, side="right")), len(probs) - 1)
+    index = _index_at(probs, _uniform(params.seed, len(row.token_ids)))
     return index if ids is None else int(ids[index])
+
+
+def _index_at(probs: NDArray[np.float32], share: float) -> int:
+    """The index at which the running sum of ``probs`` passes ``share`` (0 to 1) of the whole.
+
+    Sums are fp64, for fp32 would lose the tail of a large vocabulary, and over blocks first,
+    which is ten times faster than a running sum over 150,000 tokens.
+    """
+    starts = np.arange(0, len(probs), _BLOCK)
+    blocks = np.add.reduceat(probs, starts, dtype=np.float64).cumsum()
+    target = share * blocks[-1]
+    block = _first_past(blocks, target)
+    start = int(starts[block])
+    before = blocks[block - 1] if block else 0.0
+    within = probs[start : start + _BLOCK].cumsum(dtype=np.float64)
+    return start + _first_past(within, target - before)
+
+
+def _first_past(cumulative: NDArray[np.float64], target: float) -> int:
+    """First index whose sum is more than ``target``; when rounding leaves none, the last that
+    adds anything, so that what has probability 0 is never chosen."""
+    index = np.searchsorted(cumulative, target, side="right")
+    return int(min(index, np.searchsorted(cumulative, cumulative[-1], side="left")))
 
 
 def _candidates(

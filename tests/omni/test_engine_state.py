@@ -222,6 +222,7 @@ def test_fork_without_a_page_left_is_refused_and_changes_nothing() -> None:
     with pytest.raises(CapacityError, match="1 more pages"):
         run.engine.snapshot(parent)
     run.engine.check_integrity()
+    assert run.engine.stats().num_sequences == 1
     tokens, _ = answer(run, parent, 1)
     assert tokens == greedy(run.watched.backbone, PROMPT, 1)
 
@@ -496,6 +497,7 @@ class _RandomUse(RuleBasedStateMachine):
     def accounts_are_in_order(self) -> None:
         if hasattr(self, "engine"):
             self.engine.check_integrity()
+            assert self.engine.stats().num_sequences == len(self.known)
             for seq, known in self.known.items():
                 assert self.engine.tokens(seq) == [max(token, -1) for token in known]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from omni.engine.sampler import SampleRow, SamplingParams, sample
+from omni.engine.sampler import SampleRow, SamplingParams, _index_at, mass, sample
 from omni.errors import InputError
 
 
@@ -131,6 +131,31 @@ def test_tokens_ruled_out_by_minus_infinity_are_never_drawn() -> None:
         assert set(draw(logits, params, 60)) == {3, 9}
     everything = torch.full((1, 50), -math.inf)
     assert sample(everything, [SampleRow(SamplingParams(), [])]) == [None]
+
+
+def test_large_vocabulary_is_drawn_from_in_proportion_across_blocks() -> None:
+    logits = torch.full((5000,), -math.inf)
+    ids = torch.tensor([0, 511, 512, 1700, 4999])
+    logits[ids] = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25]).log()
+    drawn = draw(logits, SamplingParams(temperature=1.0), 3000)
+    assert set(drawn) == set(ids.tolist())
+    found = frequencies(drawn, 5000)[ids]
+    assert (found - torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1 - 2**-53, 1.0])
+def test_no_share_leads_to_a_token_without_probability(share: float) -> None:
+    probs = np.zeros(2000, dtype=np.float32)
+    probs[[3, 700, 701]] = [0.1, 0.7, 0.2]
+    assert _index_at(probs, share) in (3, 700, 701)
+
+
+def test_mass_is_the_probability_of_a_set_of_tokens() -> None:
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log() + 50
+    assert mass(logits, np.array([1, 3])) == pytest.approx(0.6, rel=1e-6)
+    for bad in (math.nan, math.inf):
+        logits[0] = bad
+        assert mass(logits, np.array([1, 3])) == 0.0
 
 
 def test_tiny_temperature_is_greedy_and_does_not_overflow() -> None:
