@@ -24,13 +24,12 @@ class App {
     this.isLost = false;
   }
 
-  /** Take part by voice: audio, connection and microphone, each with its own failure. */
+  /** Take part by voice. Without a connection nobody is asked for the microphone. */
   async talk() {
     this.wantsVoice = true;
     this.view.hideNotice();
     await this.openAudio();
-    const [connected] = await Promise.all([this.connect(), this.openMicrophone()]);
-    if (!connected) this.closeMicrophone();
+    if (await this.connect()) await this.openMicrophone();
   }
 
   /** Connect again, with the microphone if it was wanted. */
@@ -153,7 +152,7 @@ class App {
   }
 
   refresh() {
-    this.view.showPhase(this.phase);
+    this.view.showPhase(this.phase, this.microphone !== null);
     this.view.showControls({
       isConnected: this.conversation.isConnected,
       hasMicrophone: this.microphone !== null,

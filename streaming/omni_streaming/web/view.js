@@ -11,6 +11,7 @@ const PHASES = {
   speaking: ["Omni is speaking", "Just speak to interrupt."],
   lost: ["Not connected", "What was said is still here."],
 };
+const NO_MICROPHONE = "Press Stop, or write, to interrupt.";
 const ANNOUNCED = new Set(["listening", "ready", "muted", "lost"]); // the rest is heard anyway
 const NAMES = { user: "You", assistant: "Omni" };
 
@@ -21,18 +22,18 @@ export class View {
     this.turns = new Map(); // item id -> {element, role, text, isCut}
   }
 
-  showPhase(phase) {
+  showPhase(phase, hasMicrophone) {
+    const [words, hint] = PHASES[phase];
+    byId("hint").textContent = phase === "speaking" && !hasMicrophone ? NO_MICROPHONE : hint;
     if (document.body.dataset.phase === phase) return;
     document.body.dataset.phase = phase;
-    const [words, hint] = PHASES[phase];
     byId("phase").textContent = words;
-    byId("hint").textContent = hint;
     if (ANNOUNCED.has(phase)) byId("announcer").textContent = words;
   }
 
   showControls({ isConnected, hasMicrophone, isMuted, canStop }) {
     byId("connection").textContent = isConnected ? "Connected" : "Not connected";
-    byId("talk").textContent = hasMicrophone ? "End conversation" : "Start talking";
+    byId("talk").textContent = hasMicrophone ? "End" : "Start talking";
     byId("talk").classList.toggle("primary", !hasMicrophone);
     byId("mute").disabled = !hasMicrophone;
     byId("mute").setAttribute("aria-pressed", String(isMuted));
