@@ -200,6 +200,19 @@ class Client:
         audio = base64.b64encode(pcm.astype("<i2").tobytes()).decode()
         await self.send("input_audio_buffer.append", audio=audio)
 
+    async def ping(self) -> float:
+        """Seconds that a WebSocket ping takes there and back: the server's event loop answers it.
+
+        Raises:
+            ServerError: the connection is closed.
+        """
+        began_s = time.monotonic()
+        try:
+            await (await self._socket.ping())
+        except ConnectionClosed as error:
+            raise ServerError(f"the server closed the connection: {error}") from error
+        return time.monotonic() - began_s
+
     # --- hearing ---------------------------------------------------------------------------------
 
     async def until(self, kind: str, *, after: int = 0, timeout_s: float = 30.0) -> Event:
