@@ -33,7 +33,7 @@ class ClausePolicy:
     """Clause sizes in words; a decoder that synthesises slowly wants smaller ones."""
 
     first_min_words: int = 3  # the first clause may end at a comma after this many words
-    first_max_words: int = 8  # and is cut at a word boundary after this many
+    first_max_words: int = 6  # and is cut at a word boundary after this many
     min_words: int = 10  # later clauses: the same
     max_words: int = 28
     max_chars: int = 320  # bounds text without spaces; also how long an open bracket is awaited
@@ -273,9 +273,9 @@ def _sentence_end(text: str, found: re.Match[str]) -> int:
 
 
 def _best_break(text: str, start: int, limit: int, least: int) -> int:
-    """The word boundary at or before ``limit`` where a speaker would most likely breathe."""
+    """The word boundary up to ``limit``, in its last third, where a speaker would best breathe."""
     words = list(re.finditer(r"\S+", text[start:limit]))
-    for index in range(len(words) - 1, least - 1, -1):
+    for index in range(len(words) - 1, max(least, len(words) * 2 // 3) - 1, -1):
         if _BREAK_BEFORE.fullmatch(words[index][0]):
             return start + words[index - 1].end()
     return limit

@@ -34,8 +34,16 @@ _SCRIPTS = {
     "ARMENIAN": "Armenian", "GEORGIAN": "Georgian",
 }  # fmt: skip
 
-ANNOUNCED = re.compile(r"\W*(?:\w+ )?(?:text|code)\W*")
-"""What stands for text that is not read; said once, not again for the next clause."""
+_ANNOUNCEMENT = re.compile(r"\W*((?:\w+ )?(?:text|code))\W*")
+
+
+def announcement(said: str) -> str:
+    """What ``said`` announces instead of reading it ("Japanese text"); empty if it reads text.
+
+    A stream says the same announcement once, not for every clause of a long foreign answer.
+    """
+    found = _ANNOUNCEMENT.fullmatch(said)
+    return found[1] if found else ""
 
 
 def speakable(clause: Clause) -> Aligned:
@@ -88,9 +96,9 @@ def _plain_letters(match: re.Match[str]) -> str:
 def _compatible(match: re.Match[str]) -> str | None:
     """Digits and letters in fancy dress (①, Ⅷ, ﬁ, ㎞, ３) as plain ones; hibari chokes on some."""
     plain = unicodedata.normalize("NFKC", match[0])
-    if plain == match[0] and match[0].isdecimal():
-        return str(unicodedata.digit(match[0]))
-    return plain if plain.isascii() and plain.isalnum() else None
+    if plain.isascii() and plain.isalnum():
+        return plain
+    return str(unicodedata.digit(match[0])) if match[0].isdigit() else None
 
 
 def _symbol(match: re.Match[str]) -> str | None:
@@ -124,6 +132,7 @@ _REST: tuple[tuple[re.Pattern[str], Rewrite], ...] = (
     (re.compile(r"[\u1e00-\u1eff]"), _plain_letters),
     (re.compile(r"[^\w\s!-/:-@\[-`{-~]"), _symbol),
     (re.compile(r"(?<=\w)\s?(?:--+)\s?(?=\w)|(?<=\w) [-–] (?=\w)"), " — "),
+    (re.compile(r"\b(\w+ text)(?:[\s,.;:!?·]+\1)+\b"), r"\1"),
     (re.compile(r"([!?,;:])\1+"), r"\1"),
     (re.compile(r"[ \t\u00a0\u2000-\u200a\u202f\u3000]{2,}"), " "),
     (re.compile(r"\s+([,.;:!?])"), r"\1"),
