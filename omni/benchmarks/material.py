@@ -21,7 +21,7 @@ from omni.types import OUTPUT_RATE_HZ
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Synthesiser = Literal["espeak", "hibari"]
+Synthesiser = Literal["espeak", "flite", "hibari"]
 SPEECH_RMS = 10 ** (-23 / 20)
 ESPEAK_VOICES = ("en-us", "en-gb", "en-us+f3", "en-gb+m3")
 
@@ -30,12 +30,43 @@ def speak(text: str, synthesiser: Synthesiser, *, variant: int = 0) -> NDArray[n
     """``text`` spoken, [n] samples; ``variant`` picks an espeak voice. Silence at both ends is cut.
 
     Raises:
-        OmniError: espeak-ng is not installed.
+        OmniError: the synthesiser is not installed.
     """
-    audio = _hibari(text) if synthesiser == "hibari" else _espeak(text, variant)
+    if synthesiser == "hibari":
+        audio = _hibari(text)
+    elif synthesiser == "flite":
+        audio = _flite(text)
+    else:
+        audio = _espeak(text, variant)
+    return level(trim(audio), SPEECH_RMS)
+
+
+def trim(audio: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Without the silence (below -40 dB of its peak) at both ends."""
     loud = np.flatnonzero(np.abs(audio) > 0.01 * np.abs(audio).max())
-    audio = audio[loud[0] : loud[-1] + 1]
-    return level(audio, SPEECH_RMS)
+    return audio[loud[0] : loud[-1] + 1]
+
+
+def with_pause(
+    text: str, synthesiser: Synthesiser, pause_s: float, num_words: int
+) -> NDArray[np.float32]:
+    """``text`` spoken with a pause after its first ``num_words`` words.
+
+    The sentence is spoken whole and cut at its quietest moment near the word boundary, so that its
+    melody does not fall before the pause: a speaker who hesitates, not one who has finished.
+    """
+    whole = speak(text, synthesiser)
+    head = speak(" ".join(text.split()[:num_words]), synthesiser)
+    step = OUTPUT_RATE_HZ // 100
+    power = (whole[: len(whole) // step * step].reshape(-1, step) ** 2).mean(1)
+    middle = min(len(head) // step, len(power) - 10)
+    low, high = max(5, middle - 20), min(len(power) - 5, middle + 8)
+    cut = (low + int(np.argmin(power[low:high]))) * step
+    fade = np.linspace(1, 0, step, dtype=np.float32)
+    first, second = whole[:cut].copy(), whole[cut:].copy()
+    first[-step:] *= fade
+    second[:step] *= fade[::-1]
+    return np.concatenate([first, silence(pause_s), second])
 
 
 def level(audio: NDArray[np.float32], rms: float) -> NDArray[np.float32]:
@@ -79,9 +110,7 @@ def cough(rng: np.random.Generator) -> NDArray[np.float32]:
 def mm_hm(variant: int) -> NDArray[np.float32]:
     """A backchannel: 'mm-hm' hummed, at 0.7 of speech level."""
     text = ("mhm", "mm hm", "mmm", "uh huh")[variant % 4]
-    audio = _espeak(text, variant)
-    loud = np.flatnonzero(np.abs(audio) > 0.01 * np.abs(audio).max())
-    return level(audio[loud[0] : loud[-1] + 1], 0.7 * SPEECH_RMS)
+    return level(trim(_espeak(text, variant)), 0.7 * SPEECH_RMS)
 
 
 @cache
@@ -97,13 +126,20 @@ def _hibari(text: str) -> NDArray[np.float32]:
 
 
 def _espeak(text: str, variant: int) -> NDArray[np.float32]:
-    program = shutil.which("espeak-ng")
-    if program is None:
-        raise OmniError("espeak-ng is not installed: install the Debian package espeak-ng")
     voice = ESPEAK_VOICES[variant % len(ESPEAK_VOICES)]
-    wav = subprocess.run(
-        [program, "-v", voice, "-s", "155", "--stdout", text], capture_output=True, check=True
-    ).stdout
+    return _run("espeak-ng", "-v", voice, "-s", "155", "--stdout", text)
+
+
+def _flite(text: str) -> NDArray[np.float32]:
+    return _run("flite", "-voice", "slt", "-t", text, "-o", "/dev/stdout")
+
+
+def _run(name: str, *arguments: str) -> NDArray[np.float32]:
+    """A synthesiser that writes a WAV file to its standard output."""
+    program = shutil.which(name)
+    if program is None:
+        raise OmniError(f"{name} is not installed: install the Debian package {name}")
+    wav = subprocess.run([program, *arguments], capture_output=True, check=True).stdout
     audio, rate = soundfile.read(io.BytesIO(wav), dtype="float32")
     resampled: NDArray[np.float32] = resample_poly(audio, OUTPUT_RATE_HZ, rate).astype(np.float32)
     return resampled

@@ -1,0 +1,112 @@
+"""``omni bench``: measure this machine; tables on the screen, JSON and a picture in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omni.cli import COMMANDS, add_config_options, read_config
+from omni.errors import OmniError
+
+if TYPE_CHECKING:
+    from omni.cli import Subparsers
+    from omni.config import Config
+
+DESCRIPTION = """\
+conversation  latency, right answers, cut-offs, interruptions and four conversations at once, on a
+              server of its own, beside a naive serial pipeline (about 10 minutes; --quick: 2)
+backbone      quality against fp32, and speed beside llama.cpp (needs the extra `bench`)
+
+Ratios are taken side by side in one run; close other programs. The last line is JSON."""
+
+BENCHMARKS = ("conversation", "backbone")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "bench",
+        help=COMMANDS["bench"],
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats: a smoke test")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/benchmarks"), help="folder of the results"
+    )
+    add_config_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure; see ``omni bench --help``."""
+    config = read_config(args)
+    if unknown := [name for name in args.names if name not in BENCHMARKS]:
+        raise OmniError(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    for name in args.names or BENCHMARKS:
+        if name == "conversation":
+            _conversation(config, args)
+        else:
+            _backbone(args)
+    return 0
+
+
+def _backbone(args: argparse.Namespace) -> None:
+    command = [sys.executable, "-m", "omni.benchmarks.backbone", "--quality", "--speed"]
+    done = subprocess.run([*command, "--out", str(args.out)], check=False)
+    if done.returncode:
+        raise OmniError(f"the benchmark backbone ended with {done.returncode}")
+
+
+def _conversation(config: Config, args: argparse.Namespace) -> None:
+    from omni.benchmarks import conversation, report
+    from omni.benchmarks.naive import NaivePipeline
+    from omni.benchmarks.server import serving
+
+    quick: bool = args.quick
+    settings = [f"--set={setting}" for setting in args.set]
+    if args.config:
+        settings += ["--config", str(args.config)]
+
+    async def measure(url: str) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        print("Questions, each beside the naive pipeline:", flush=True)
+        naive = NaivePipeline(config)
+        result["questions"] = await conversation.questions(url, 5 if quick else 20, naive, _log)
+        del naive
+        print("Four conversations at once:", flush=True)
+        result["crowd"] = await conversation.crowd(url, 4, 1 if quick else 5, _log)
+        print("Pauses inside a question:", flush=True)
+        result["pauses"] = await conversation.pauses(url, 4 if quick else 20, _log)
+        print("Interruptions:", flush=True)
+        result["barge_in"] = await conversation.barge_in(url, 2 if quick else 20, _log)
+        print("Sounds that must not interrupt:", flush=True)
+        result["bystanders"] = await conversation.bystanders(url, 2 if quick else 10, _log)
+        return result
+
+    with serving(settings) as url:
+        result = asyncio.run(measure(url))
+    path = report.write(args.out, "conversation", result)
+    picture = report.draw_conversation(args.out, result)
+    questions = result["questions"]
+    summary = {
+        "right": f"{questions['right']}/{questions['count']}",
+        "p50_s": round(questions["p50_s"], 3),
+        "p95_s": round(questions["p95_s"], 3),
+        "ratio_to_naive_p50": round(questions["naive"]["ratio_p50"], 2),
+        "crowd_p95_s": round(result["crowd"]["p95_s"], 3),
+        "cut_off": f"{result['pauses']['cut_off']}/{result['pauses']['count']}",
+        "speech_started_p95_s": round(result["barge_in"]["speech_started_p95_s"], 3),
+        "late_deltas": result["barge_in"]["late_deltas"],
+        "interrupted_by": {k: v["interrupted"] for k, v in result["bystanders"].items()},
+    }
+    print(f"Written: {path}, {picture}")
+    print(json.dumps(summary))
+
+
+def _log(line: str) -> None:
+    print(line, flush=True)
