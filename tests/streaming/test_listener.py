@@ -1,0 +1,76 @@
+"""The plumbing under the app: clients that vanish or do not read never hold a connection."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from omni_streaming import listener
+
+from tests.streaming.serving import Socket, serving, settings, socket
+
+PING_S = 0.3
+
+
+@pytest.fixture
+def _pings_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "PING_S", PING_S)
+
+
+@pytest.mark.usefixtures("_pings_often")
+@pytest.mark.parametrize("asks", [False, True])
+async def test_a_client_that_vanished_without_a_word_is_dropped_at_the_second_ping(
+    asks: bool,
+) -> None:
+    async with serving(settings(send_stall_s=60)) as running, socket(running) as other:
+        async with socket(running) as client:
+            # As if its cable were cut: nothing is read, no pong is sent, no FIN arrives. With an
+            # answer under way there is unsent data, for which a mere close() would wait for ever.
+            client.connection.transport.pause_reading()
+            if asks:
+                await client.ask("talk 1000000")
+            async with asyncio.timeout(10):
+                while running.server.num_sessions > 1:
+                    await asyncio.sleep(0.01)
+            client.connection.transport.abort()
+        assert await other.answer("talk 2") == "1 2 "
+        assert running.metric("omni_sessions_ended_total", code="1005") == 1
+
+
+@pytest.mark.usefixtures("_pings_often")
+async def test_a_client_that_is_silent_but_there_is_kept() -> None:
+    async with serving() as running, socket(running) as client:
+        await asyncio.wait(
+            [asyncio.create_task(client.connection.wait_closed())], timeout=PING_S * 4
+        )
+        assert await client.answer("talk 2") == "1 2 "
+
+
+async def test_a_connection_whose_buffers_are_full_is_aborted_when_it_is_dropped() -> None:
+    config = settings(max_send_queue_bytes=2**20, send_stall_s=1)
+    async with serving(config) as running, socket(running) as client:
+        client.connection.transport.pause_reading()
+        await client.ask("talk 1000000")
+        async with asyncio.timeout(20):
+            while running.listener.server_state.connections:
+                await asyncio.sleep(0.01)
+        client.connection.transport.abort()
+
+
+@pytest.mark.parametrize("request_line", ["GET /v1/realtime HTTP/1.1", "nonsense", "\x16\x03\x01"])
+async def test_what_is_not_a_handshake_leaves_the_server_standing(request_line: str) -> None:
+    async with serving() as running, socket(running) as client:
+        port = int(running.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"{request_line}\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+        writer.write(head.encode() + b"Sec-WebSocket-Version: 99\r\n\r\n")
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 4")
+        writer.close()
+        await writer.wait_closed()
+        await _still_talks(client)
+
+
+async def _still_talks(client: Socket) -> None:
+    assert await client.answer("talk 1") == "1 "
