@@ -131,7 +131,7 @@ class DecoderStack:
     """Implements :class:`omni.models.batch.Backbone`.
 
     ``builders`` maps each mixer kind of the config to what builds it; a kind that is missing is a
-    :class:`ModelError`.
+    :class:`ModelError`. ``weight_bytes`` is what one token's step reads of the weights.
     """
 
     def __init__(
@@ -145,6 +145,9 @@ class DecoderStack:
         self.max_positions = config.max_positions
         self.state_spec = config.state_spec()
         builders = {"attention": build_attention, **(builders or {})}
+        self.weight_bytes = sum(
+            value.nbytes for name, value in values.items() if not isinstance(value, QuantisedRows)
+        )
         parameters = Parameters(values)
         self._embed = parameters.embedding("embed")
         self._head = parameters.linear("embed" if "head" not in values else "head")
