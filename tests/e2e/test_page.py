@@ -136,6 +136,17 @@ def test_speaking_over_the_answer_silences_it_and_the_context_keeps_what_was_hea
         assert " ".join(LONG_ANSWER.split()[: played_ms // WORD_MS]) in told
 
 
+def test_noise_without_words_is_not_shown_as_a_turn_of_the_user(tmp_path: Path) -> None:
+    microphone = write_microphone(tmp_path / "q.wav", [0.5, speak("Hm? Ah!", tmp_path), 60.0])
+    script = Script(transcripts=("",))
+    with serving(scripted_server(script)) as url, chromium(tmp_path / "p", microphone) as page:
+        page.open(url)
+        page.click("talk")
+        page.wait(lambda p: p.events("conversation.item.input_audio_transcription.completed"))
+        assert not [turn for turn in page.turns if turn["role"] == "user"]
+        page.wait(lambda p: p.phase == "listening")
+
+
 def test_stop_takes_back_what_was_not_heard(typing: tuple[Page, str]) -> None:
     page, url = typing
     page.open(url)
