@@ -55,7 +55,7 @@ class Phonemizer:
 
         Yields nothing when the text has nothing to say. ``words`` count characters of ``text``.
         """
-        phonemes, words = "", list[tuple[int, int]]()
+        phonemes, words, done = "", list[tuple[int, int]](), 0
         for word, num_chars in self._words(text):
             if phonemes and len(phonemes) + len(word) > MAX_PHONEMES:
                 yield Phrase(phonemes.rstrip(), tuple(words))
@@ -65,9 +65,10 @@ class Phonemizer:
                     yield Phrase(phonemes, ())
                 phonemes = (phonemes if not begin else "") + word[begin : begin + MAX_PHONEMES]
             said = len(phonemes.rstrip("".join(PUNCTUATION)))
-            if said > (words[-1][0] if words else 0):
+            if said > (words[-1][0] if words else 0) and num_chars > done:
                 words.append((said, num_chars))
-        if words:
+                done = num_chars
+        if phonemes.rstrip("".join(PUNCTUATION)):
             yield Phrase(phonemes.rstrip(), tuple(words))
 
     def _words(self, text: str) -> Iterator[tuple[str, int]]:

@@ -34,7 +34,10 @@ _SCRIPTS = {
     "ARMENIAN": "Armenian", "GEORGIAN": "Georgian",
 }  # fmt: skip
 
-_ANNOUNCEMENT = re.compile(r"\W*((?:\w+ )?(?:text|code))\W*")
+_LETTER = r"[^\W\d_\x00-\u024f\u1e00-\u1eff]"  # a letter that is not Latin
+_NAMES = f"(?:{'|'.join(sorted({*_SCRIPTS.values(), 'foreign'}))})"
+_KINDS = f"{_NAMES} text|(?:(?:{'|'.join(sorted(set(_LANGUAGES.values())))}) code|Code)"
+_ANNOUNCEMENT = re.compile(rf"\W*({_KINDS})\W*")
 
 
 def announcement(said: str) -> str:
@@ -127,12 +130,12 @@ _CHARACTERS: tuple[tuple[re.Pattern[str], Rewrite], ...] = (
 )
 
 _REST: tuple[tuple[re.Pattern[str], Rewrite], ...] = (
-    (re.compile(r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0900-\u0dff"
-                r"\u0e31-\u0e4e\u3099ー]|[ ,、，·](?=[\u0370-\u2fff\u3040-\ud7af]))*"), _foreign),
+    (re.compile(rf"{_LETTER}(?:{_LETTER}|[\u0300-\u036f\u0591-\u05c7\u064b-\u0652\u0900-\u0dff"
+                rf"\u0e31-\u0e4e\u3099ー]|[ ,·](?={_LETTER}))*"), _foreign),
+    (re.compile(rf"\b({_NAMES} text)(?:[\s,.;:!?·]+\1)+\b"), r"\1"),
     (re.compile(r"[\u1e00-\u1eff]"), _plain_letters),
     (re.compile(r"[^\w\s!-/:-@\[-`{-~]"), _symbol),
     (re.compile(r"(?<=\w)\s?(?:--+)\s?(?=\w)|(?<=\w) [-–] (?=\w)"), " — "),
-    (re.compile(r"\b(\w+ text)(?:[\s,.;:!?·]+\1)+\b"), r"\1"),
     (re.compile(r"([!?,;:])\1+"), r"\1"),
     (re.compile(r"[ \t\u00a0\u2000-\u200a\u202f\u3000]{2,}"), " "),
     (re.compile(r"\s+([,.;:!?])"), r"\1"),
