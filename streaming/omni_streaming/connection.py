@@ -44,6 +44,8 @@ MAX_PENDING_COMMANDS = 256  # reading stops above this; a session at rest has no
 BACKPRESSURE_POLL_S = 0.01
 CLOSE_TIMEOUT_S = 2.0  # for the close frame to be taken by the socket
 
+Intent = Literal["realtime", "transcription"]
+
 ABORT = "omni.abort"
 """In the ASGI scope's extensions: ``{"abort": () -> None}`` drops the TCP connection at once."""
 
@@ -79,7 +81,7 @@ class Connection:
         websocket: WebSocket,
         service: Service,
         *,
-        intent: Literal["realtime", "transcription"] = "realtime",
+        intent: Intent = "realtime",
         initial: Mapping[str, Any] | None = None,
     ) -> None:
         self._websocket = websocket

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omni_encoders.vad import VoiceActivity
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -36,7 +36,7 @@ from omni_streaming.access import (
     key_of,
     origin_allowed,
 )
-from omni_streaming.connection import Connection, Service
+from omni_streaming.connection import Connection, Intent, Service
 from omni_streaming.metrics import Metrics
 from omni_streaming.session import Session
 
@@ -151,14 +151,9 @@ class Server:
         except WebSocketDisconnect:
             return
         secret = self._keys.secret(key, time.time())
-        intent: Literal["realtime", "transcription"] = (
-            "transcription"
-            if websocket.query_params.get("intent") == "transcription"
-            else "realtime"
-        )
-        connection = Connection(
-            websocket, self._service, intent=intent, initial=secret.session if secret else None
-        )
+        initial = secret.session if secret else None
+        asked = (initial or {}).get("type") or websocket.query_params.get("intent")
+        connection = Connection(websocket, self._service, intent=_intent(asked), initial=initial)
         task = asyncio.create_task(connection.run())
         self._connections[connection] = task
         try:
@@ -255,6 +250,7 @@ class Server:
             new_id=new_id,
             now_ms=0,
             expires_at_s=int(time.time()) + self.config.server.max_session_age_s,
+            intent=_intent(session.get("type")),
         )
         settings = {key: value for key, value in session.items() if key != "model"}
         trial.receive(json.dumps({"type": "session.update", "session": settings}), 0)
@@ -336,6 +332,10 @@ async def _json_object(request: Request) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise InputError("the body is not a JSON object")
     return parsed
+
+
+def _intent(name: object) -> Intent:
+    return "transcription" if name == "transcription" else "realtime"
 
 
 def _seconds(expires_after: object) -> int:

@@ -7,6 +7,7 @@ asked, so that clients can be overwhelmed. What is said is tested elsewhere.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -163,6 +164,12 @@ def settings(config: Config | None = None, **server: Any) -> Config:
     return replace(config or Config(), server=ServerConfig(**server))
 
 
+@functools.cache
+def shared_vad() -> VoiceActivity:
+    """The real network, loaded once: it keeps its state outside."""
+    return VoiceActivity()
+
+
 def make_server(
     config: Config | None = None,
     *,
@@ -173,7 +180,7 @@ def make_server(
     return Server(
         config=config or Config(),
         worker=Worker(build),
-        vad=vad or VoiceActivity(),
+        vad=vad or shared_vad(),
         model="chatter",
         voices=lambda: VOICES,
         about=lambda: {"models": {"assistant": "chatter"}},
@@ -287,10 +294,11 @@ class Socket:
 
 @asynccontextmanager
 async def socket(
-    running: Running, query: str = "?model=default", *, created: bool = True, **options: Any
+    at: Running | str, query: str = "?model=default", *, created: bool = True, **options: Any
 ) -> AsyncIterator[Socket]:
-    """Connect to ``running``; with ``created``, wait for ``session.created``."""
-    url = running.url.replace("http", "ws") + "/v1/realtime" + query
+    """Connect to a server (or its URL); with ``created``, wait for ``session.created``."""
+    url = at if isinstance(at, str) else at.url
+    url = url.replace("http", "ws") + "/v1/realtime" + query
     async with connect(url, max_size=2**20, proxy=None, **options) as connection:
         client = Socket(connection)
         if created:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket as sockets
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,9 +18,24 @@ from omni.config import HOSTED_ALIASES, Config
 from omni.errors import ConfigError, ModelError
 from omni.parts import Parts
 from omni.types import Cancel
-from tests.streaming.serving import Chatter, Running, Socket, serving, settings, socket
+from tests.streaming.serving import (
+    Chatter,
+    Running,
+    Socket,
+    make_server,
+    serving,
+    serving_on_a_thread,
+    settings,
+    socket,
+)
 
 KEY = "sekret-key"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving_on_a_thread(make_server()) as url:
+        yield url
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -121,8 +137,8 @@ async def test_models_are_listed_and_found_by_alias() -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?model=", "?model=default", "?model=gpt-realtime-2025"])
-async def test_a_model_that_means_ours_is_served_under_its_own_name(query: str) -> None:
-    async with serving() as running, socket(running, query) as client:
+async def test_a_model_that_means_ours_is_served_under_its_own_name(url: str, query: str) -> None:
+    async with socket(url, query) as client:
         assert client.events[0]["session"]["model"] == "chatter"
 
 
@@ -206,6 +222,24 @@ async def test_a_client_secret_opens_sessions_with_its_settings_and_nothing_else
         assert (await get(running, "/v1/models", secret["value"])).status_code == 401
 
 
+async def test_a_client_secret_of_a_transcription_session_opens_one() -> None:
+    async with serving(settings(api_key=KEY)) as running:
+        session = {
+            "type": "transcription",
+            "audio": {"input": {"transcription": {"model": "whisper-1", "language": "en"}}},
+        }
+        response = await post(
+            running, "/v1/realtime/client_secrets", KEY, json={"session": session}
+        )
+        assert response.status_code == 200, response.text
+        secret = response.json()
+        assert secret["session"]["type"] == "transcription"
+        async with socket(running, additional_headers=bearer(secret["value"])) as client:
+            created = client.events[0]["session"]
+            assert created["type"] == "transcription"
+            assert created["audio"]["input"]["transcription"]["language"] == "en"
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -222,10 +256,10 @@ async def test_a_client_secret_opens_sessions_with_its_settings_and_nothing_else
     ],
 )
 async def test_a_bad_request_for_a_secret_gets_400_and_says_why(
-    body: dict[str, Any], says: str
+    url: str, body: dict[str, Any], says: str
 ) -> None:
-    async with serving() as running:
-        response = await post(running, "/v1/realtime/client_secrets", **body)
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+        response = await http.post("/v1/realtime/client_secrets", **body)
         assert response.status_code == 400
         assert says in response.json()["error"]["message"]
 
