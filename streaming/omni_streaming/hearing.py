@@ -33,6 +33,7 @@ class Turn:
     start: int  # position of its first sample
     fed: int  # position up to which the assistant has it
     audio: bytearray = field(default_factory=bytearray)  # int16 16 kHz, for retrieval
+    is_announced: bool = False  # by speech_started
     is_held: bool = False  # a speculation rests on what was fed: feed nothing more
 
 
@@ -75,15 +76,18 @@ class Hearing:
         start = self.turn.start if self.turn else self._ring.start
         return self._ring.end - start + waiting
 
-    def configure(self, settings: Settings) -> None:
-        """Take new settings; without turn detection an open turn waits for the client's commit."""
+    def configure(self, settings: Settings) -> Turn | None:
+        """Take new settings; returns a turn that is open no longer.
+
+        Without turn detection an open turn, or what is buffered, waits for the client's commit. A
+        turn that the client was to commit goes back into the buffer when turn detection begins.
+        """
         if settings.input_format != self._decoder.format:
             self._take(self._decoder.flush())
             self._decoder = Decoder(settings.input_format)
         detection = settings.detection
         if detection == self.detection:
-            return
-        had_detector = self.detector is not None
+            return None
         self.detection = detection
         self.detector = TurnDetector(detection, self._config.turns) if detection else None
         if detection is None:
@@ -91,9 +95,13 @@ class Hearing:
             if self.turn is None and self._ring.end > self._ring.start:
                 self.open_turn(self._ring.start)
             self.resume()
-        elif self.turn is not None and had_detector:
-            assert self.detector is not None
-            self.detector.is_speaking = True
+            return None
+        assert self.detector is not None
+        if self.turn is None or self.turn.is_announced:
+            self.detector.is_speaking = self.turn is not None
+            return None
+        turn, self.turn = self.turn, None
+        return turn
 
     def append(self, data: bytes) -> None:
         """Take audio in the client's format.
@@ -151,11 +159,9 @@ class Hearing:
         waiting = [f for f in self._frames if f is not None]
         self._forget_frames()
         for samples in (*waiting, self._rest):
-            if self.turn is not None and self._ring.end - self.turn.fed > 0:
-                self.resume()
             self._ring.push(samples)
+            self.listen()  # frame by frame: more may wait than the ring holds
         self._rest = np.zeros(0, np.float32)
-        self.listen()
 
     def _forget_frames(self) -> None:
         self._frames = deque([None] * self._num_handed)
@@ -165,13 +171,14 @@ class Hearing:
     def open_turn(self, start: int | None = None) -> Turn:
         """Begin a turn at ``start``; None: at the onset just detected, with its prefix."""
         assert self.turn is None
+        is_announced = start is None
         if start is None:
             assert self.detector is not None
             assert self.detection is not None
             onset = self._ring.end - self.detector.onset_frames * FRAME_SAMPLES
             start = onset - self.detection.prefix_padding_ms * INPUT_RATE_HZ // 1000
             start = max(start, self._ring.start)
-        self.turn = Turn(self._new_id("item"), start, start)
+        self.turn = Turn(self._new_id("item"), start, start, is_announced=is_announced)
         return self.turn
 
     def listen(self) -> None:
@@ -207,9 +214,9 @@ class Hearing:
         """End a turn of everything in the buffer, as the client's commit asks."""
         if self.turn is None:
             self.open_turn(self._ring.start)
+        self.resume()
         self._take(self._decoder.flush())
         self._drain()
-        self.resume()
         turn = self.end_turn()
         assert turn is not None
         return turn

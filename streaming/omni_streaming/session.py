@@ -331,7 +331,7 @@ class Session:
         self.drop_speculation()
         self.settings = settings
         self.transcripts.options = settings.transcription
-        self.hearing.configure(settings)
+        self._discard(self.hearing.configure(settings))
         self.sync()
 
     def commit_buffer(self) -> None:
@@ -341,11 +341,7 @@ class Session:
 
     def clear_buffer(self) -> None:
         self.drop_speculation()
-        turn = self.hearing.clear()
-        if turn is not None:
-            self.transcripts.forget(turn.id)
-            if turn.fed > turn.start:
-                self.command(Discard(self.session_id, turn.id))
+        self._discard(self.hearing.clear())
 
     def respond(
         self, settings: ResponseSettings, context: Context | None, turn_id: str | None = None
@@ -623,6 +619,13 @@ class Session:
             if oldest.status == "in_progress":
                 break
             self.delete_item(oldest.id)
+
+    def _discard(self, turn: Turn | None) -> None:
+        """The assistant need not remember the turn."""
+        if turn is not None:
+            self.transcripts.forget(turn.id)
+            if turn.fed > turn.start:
+                self.command(Discard(self.session_id, turn.id))
 
     def _feed(self, turn: Turn, samples: NDArray[np.float32], position: int) -> None:
         if self._feed_of is None or self._feed_of[0] != turn.id:

@@ -32,10 +32,6 @@ from omni_streaming.items import (
 
 Intent = Literal["realtime", "transcription"]
 
-DEFAULT_INSTRUCTIONS = (
-    "You are a friendly voice assistant. Answer in one to three short spoken sentences, "
-    "without lists, markup or emoji."
-)
 MAX_OUTPUT_TOKENS = 4096
 """What ``inf`` means."""
 
@@ -129,7 +125,7 @@ class Settings:
             "object": "realtime.session",
             "model": model,
             "output_modalities": ["audio"],
-            "instructions": DEFAULT_INSTRUCTIONS,
+            "instructions": config.model.instructions,
             "tools": [],
             "tool_choice": "auto",
             "max_output_tokens": "inf",

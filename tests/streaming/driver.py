@@ -27,6 +27,12 @@ def tone(ms: int, amplitude: float = 0.3, hz: float = 300.0) -> bytes:
     return np.asarray(wave * amplitude / 2 * 32767).astype("<i2").tobytes()
 
 
+def words(ms: int) -> bytes:
+    """Sound whose spectrum moves as words' does: what may interrupt the assistant."""
+    vowels = [tone(96, hz=140.0), tone(96, hz=700.0)] * (ms // 192 + 1)
+    return b"".join(vowels)[: RATE_HZ * ms // 1000 * 2]
+
+
 def silence(ms: int) -> bytes:
     return bytes(RATE_HZ * ms // 1000 * 2)
 

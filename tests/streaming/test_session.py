@@ -4,7 +4,25 @@ from __future__ import annotations
 
 import base64
 
-from tests.streaming.driver import Driver, of_type, silence, tone, types
+from omni.config import Config, ServerConfig
+from omni.scripted import Answer, Call, Script
+from omni.types import (
+    Cancel,
+    Close,
+    Commit,
+    Confirm,
+    Discard,
+    Edit,
+    Failed,
+    Feed,
+    Respond,
+    ScoreTurn,
+    Speculate,
+    TextDelta,
+    TranscriptDone,
+    TurnScore,
+)
+from tests.streaming.driver import Driver, of_type, silence, tone, types, words
 
 SPOKEN = [
     "response.created",
@@ -86,3 +104,565 @@ def test_a_voice_turn_is_answered_in_order() -> None:
         base64.b64decode(e["delta"]) for e in of_type(driver.events, "response.output_audio.delta")
     )
     assert len(audio) == 4 * 240 * 24 * 2
+
+
+def speak(driver: Driver, ms: int = 900, silence_ms: int = 700, steps: int = 1) -> None:
+    driver.audio(tone(ms) + silence(silence_ms), steps=steps)
+
+
+def messages(command: Edit | Respond) -> list[tuple[str, str]]:
+    """(role, text or kind) of each message of a context."""
+    context = command.conversation
+    assert context is not None
+    return [
+        (m.role, " ".join(getattr(p, "text", type(p).__name__) for p in m.parts))
+        for m in context.messages
+    ]
+
+
+# --- Speculation ---------------------------------------------------------------------------------
+
+
+def test_an_answer_begins_in_the_pause_and_goes_out_when_the_turn_has_ended() -> None:
+    driver = Driver()
+    driver.audio(tone(600) + silence(300), steps=1)
+    assert driver.commands_of(Speculate)
+    assert driver.assistant.has_work() or driver.commands_of(Confirm) == []
+    assert types(driver.events) == ["session.created", "input_audio_buffer.speech_started"]
+    events = driver.audio(silence(200), steps=1)
+    assert len(driver.commands_of(Confirm)) == 1
+    assert driver.commands_of(Respond, Commit, Cancel) == []
+    # Everything that was ready goes out at once, in order.
+    assert types(events)[:5] == [*TURN_END, "response.created"]
+    assert of_type(events, "response.output_audio.delta")
+
+
+def test_a_speculation_is_dropped_in_silence_when_the_user_goes_on() -> None:
+    driver = Driver()
+    driver.audio(tone(600) + silence(250) + tone(600), steps=1)
+    dropped = driver.commands_of(Speculate)[0].response_id
+    assert [c.response_id for c in driver.commands_of(Cancel)] == [dropped]
+    assert types(driver.events) == ["session.created", "input_audio_buffer.speech_started"]
+    driver.audio(silence(700), steps=1)
+    driver.finish()
+    assert len(of_type(driver.events, "response.created")) == 1
+    assert dropped not in {e["response"]["id"] for e in of_type(driver.events, "response.created")}
+    # The pause was fed after all: the turn's audio has no gap.
+    feeds = driver.commands_of(Feed)
+    assert sum(len(f.samples) for f in feeds) >= 16 * (600 + 250 + 600)
+
+
+def test_a_changed_session_drops_the_speculation_and_the_turn_is_still_answered() -> None:
+    driver = Driver()
+    driver.audio(tone(600) + silence(200))
+    driver.send("session.update", session={"type": "realtime", "instructions": "Be brief."})
+    driver.audio(silence(400), steps=1)
+    driver.finish()
+    assert len(driver.commands_of(Cancel)) == 1
+    assert driver.commands_of(Confirm) == []
+    assert driver.events[-1]["type"] == "response.done"
+    assert driver.commands_of(Edit)[0].conversation.instructions == "Be brief."
+
+
+def test_a_failed_speculation_is_made_good_after_the_turn() -> None:
+    driver = Driver()
+    driver.audio(tone(600) + silence(200))
+    speculation = driver.commands_of(Speculate)[0]
+    driver.handle(Failed("sess_1", speculation.response_id, "rate_limit_exceeded", "full"))
+    driver.audio(silence(400), steps=1)
+    driver.finish()
+    assert driver.commands_of(Commit, Respond)
+    assert driver.events[-1]["response"]["status"] == "completed"
+
+
+def test_no_speculation_when_nobody_is_to_answer() -> None:
+    driver = Driver()
+    set_detection(driver, type="server_vad", create_response=False)
+    speak(driver)
+    assert driver.commands_of(Speculate, Confirm, Respond) == []
+    assert len(driver.commands_of(Commit)) == 1
+    assert types(driver.events)[-4:] == TURN_END
+
+
+# --- Ends of turns -------------------------------------------------------------------------------
+
+
+def set_detection(driver: Driver, **detection: object) -> None:
+    change = {"type": "realtime", "audio": {"input": {"turn_detection": detection or None}}}
+    events = driver.send("session.update", session=change)
+    assert types(events) == ["session.updated"]
+
+
+def end_ms(driver: Driver, score: float, eagerness: str) -> int:
+    """Silence after which a semantic turn with this end-of-turn score ends."""
+    driver.assistant = type(driver.assistant)(script=Script(scores=(score,)))
+    driver.assistant.submit(driver.commands[0])
+    set_detection(driver, type="semantic_vad", eagerness=eagerness)
+    driver.audio(tone(640) + silence(9000), steps=1)
+    stopped = of_type(driver.events, "input_audio_buffer.speech_stopped")
+    return int(stopped[0]["audio_end_ms"]) - 640
+
+
+def test_a_finished_sentence_ends_its_turn_soon_and_an_unfinished_one_late() -> None:
+    assert end_ms(Driver(), 0.97, "auto") <= 260
+    assert 880 <= end_ms(Driver(), 0.5, "auto") <= 1000
+    assert 4000 <= end_ms(Driver(), 0.02, "auto") <= 4100
+    assert 8000 <= end_ms(Driver(), 0.02, "low") <= 8100
+    assert 2000 <= end_ms(Driver(), 0.02, "high") <= 2100
+
+
+def test_a_score_of_an_earlier_pause_does_not_end_the_turn() -> None:
+    driver = Driver()
+    set_detection(driver, type="semantic_vad")
+    driver.audio(tone(600) + silence(150) + tone(600) + silence(300))
+    turn_id = driver.commands_of(ScoreTurn)[1].turn_id
+    driver.handle(TurnScore("sess_1", turn_id, 0.99, 700))
+    assert not of_type(driver.events, "input_audio_buffer.speech_stopped")
+    driver.handle(TurnScore("sess_1", turn_id, 0.99, 2000))
+    assert of_type(driver.events, "input_audio_buffer.speech_stopped")
+
+
+def test_a_client_that_falls_silent_inside_a_turn_is_answered() -> None:
+    driver = Driver()
+    driver.audio(tone(600))
+    driver.wait(1400)
+    assert not of_type(driver.events, "input_audio_buffer.speech_stopped")
+    driver.wait(200)
+    driver.finish()
+    assert types(driver.events)[2:6] == TURN_END
+    assert driver.events[-1]["type"] == "response.done"
+
+
+def test_a_turn_that_never_ends_is_cut_at_the_buffers_limit() -> None:
+    driver = Driver(config=Config(server=ServerConfig(max_buffer_s=3)))
+    driver.audio(tone(4000))
+    stopped = of_type(driver.events, "input_audio_buffer.speech_stopped")
+    assert len(stopped) == 1
+    assert stopped[0]["audio_end_ms"] <= 3100
+
+
+def test_noise_without_words_gets_an_empty_answer() -> None:
+    driver = Driver(Script(transcripts=("",)))
+    speak(driver, steps=0)
+    confirmed = driver.commands_of(Confirm)[0].response_id
+    turn_id = of_type(driver.events, "input_audio_buffer.committed")[0]["item_id"]
+    driver.handle(TranscriptDone("sess_1", turn_id, "", 900))
+    driver.handle(TextDelta("sess_1", confirmed, "too late"))
+    assert types(driver.events)[-2:] == ["response.created", "response.done"]
+    response = driver.events[-1]["response"]
+    assert (response["status"], response["output"]) == ("completed", [])
+    assert driver.commands_of(Cancel)[0].response_id == confirmed
+    driver.say("now with words")
+    assert messages(driver.commands_of(Edit)[-1]) == [("user", "now with words")]
+
+
+# --- Interruptions -------------------------------------------------------------------------------
+
+
+LONG = Answer(text="one two three four five six seven eight nine ten")
+
+
+def test_speaking_over_the_answer_ends_it_in_order() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    speak(driver, steps=0)
+    driver.step(5)
+    events = driver.audio(words(500))
+    assert types(events) == ["input_audio_buffer.speech_started", *DONE]
+    response = events[-1]["response"]
+    assert response["status"] == "cancelled"
+    assert response["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
+    assert response["output"][0]["status"] == "incomplete"
+    response_id = response["id"]
+    assert [c.response_id for c in driver.commands_of(Cancel)] == [response_id]
+    # Nothing of that response follows, whatever the assistant still has to say.
+    late = driver.step(5)
+    assert not [e for e in late if e.get("response_id") == response_id]
+
+
+def test_after_an_interruption_the_context_holds_only_what_was_heard() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    speak(driver, steps=0)
+    driver.finish()  # all ten words are sent at once; 240 ms each
+    assert driver.events[-1]["type"] == "response.done"
+    driver.audio(silence(1000))
+    driver.audio(words(400))
+    heard = messages(driver.commands_of(Edit)[-1])[-1]
+    # Sent at about 300 ms of the trailing silence; interrupted about 1.5 s later.
+    assert heard in [("assistant", "one two three four five"), ("assistant", "one two three four")]
+    assert types(driver.events)[-1] == "input_audio_buffer.speech_started"
+
+
+def test_an_exact_report_corrects_the_clock_and_truncate_corrects_both() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    speak(driver, steps=0)
+    driver.finish()
+    item_id = of_type(driver.events, "response.output_item.added")[0]["item"]["id"]
+    driver.audio(silence(1000) + words(400))
+    assert driver.send("omni.output_audio.played", item_id=item_id, played_ms=500) == []
+    assert messages(driver.commands_of(Edit)[-1])[-1] == ("assistant", "one two")
+    events = driver.send(
+        "conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=750
+    )
+    assert types(events) == ["conversation.item.truncated"]
+    assert messages(driver.commands_of(Edit)[-1])[-1] == ("assistant", "one two three")
+    driver.send("omni.output_audio.played", item_id=item_id, played_ms=100)
+    assert messages(driver.commands_of(Edit)[-1])[-1] == ("assistant", "one two three")
+    shown = driver.send("conversation.item.retrieve", item_id=item_id)[0]["item"]["content"][0]
+    assert shown["transcript"] is None
+    assert len(base64.b64decode(shown["audio"])) == 750 * 24 * 2
+
+
+def test_an_answer_heard_to_the_end_stays_whole() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    speak(driver, steps=0)
+    driver.finish()
+    driver.audio(silence(4000) + tone(400))
+    assert messages(driver.commands_of(Edit)[-1])[-1] == ("assistant", LONG.text)
+
+
+def test_without_interrupt_response_the_answer_goes_on_and_the_turn_is_answered_after() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    set_detection(driver, type="server_vad", interrupt_response=False)
+    speak(driver, steps=0)
+    driver.step(3)
+    driver.audio(words(600) + silence(700))
+    assert not of_type(driver.events, "response.done")
+    driver.finish()
+    statuses = [e["response"]["status"] for e in of_type(driver.events, "response.done")]
+    assert statuses == ["completed", "completed"]
+    assert len(of_type(driver.events, "input_audio_buffer.committed")) == 2
+
+
+def test_a_hum_over_the_answer_does_not_interrupt() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    speak(driver, steps=0)
+    driver.step(5)
+    assert driver.audio(tone(600, hz=140.0) + silence(200)) == []
+
+
+# --- Text, manual turns, tools, out of band ------------------------------------------------------
+
+
+def test_a_manual_commit_makes_an_item_and_no_response() -> None:
+    driver = Driver()
+    set_detection(driver)
+    events = driver.audio(tone(500))
+    assert events == []
+    events = driver.send("input_audio_buffer.commit")
+    assert types(events) == ["input_audio_buffer.committed", *ITEM]
+    driver.send("response.create")
+    driver.finish()
+    done = of_type(driver.events, "response.done")[0]["response"]
+    assert done["output"][0]["content"][0]["transcript"] == "You said: hello there"
+    assert driver.commands_of(Speculate, ScoreTurn) == []
+
+
+def test_a_commit_of_less_than_100_ms_is_refused() -> None:
+    driver = Driver()
+    set_detection(driver)
+    driver.audio(tone(80))
+    error = driver.send("input_audio_buffer.commit", event_id="mine")[0]["error"]
+    assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "mine")
+    assert "80ms" in error["message"] or "79ms" in error["message"]
+
+
+def test_a_cleared_buffer_is_forgotten() -> None:
+    driver = Driver()
+    set_detection(driver)
+    driver.audio(tone(500))
+    assert types(driver.send("input_audio_buffer.clear")) == ["input_audio_buffer.cleared"]
+    assert len(driver.commands_of(Discard)) == 1
+    error = driver.send("input_audio_buffer.commit")[0]["error"]
+    assert error["code"] == "input_audio_buffer_commit_empty"
+
+
+def test_a_tool_is_called_answered_and_spoken_about() -> None:
+    driver = Driver(
+        Script(
+            answers=(
+                Answer(text="Let me look.", calls=(Call("look", '{"at":"sky"}'),)),
+                Answer(text="It is blue."),
+            )
+        )
+    )
+    tool = {"type": "function", "name": "look", "parameters": {"type": "object"}}
+    driver.send(
+        "session.update",
+        session={"type": "realtime", "tools": [tool], "output_modalities": ["text"]},
+    )
+    driver.say("What colour is the sky?")
+    driver.send("response.create")
+    events = driver.finish()
+    assert types(events)[-8:] == [
+        "response.output_item.done",
+        "response.output_item.added",
+        "conversation.item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "conversation.item.done",
+        "response.output_item.done",
+        "response.done",
+    ]
+    call = events[-1]["response"]["output"][1]
+    assert (call["type"], call["name"], call["arguments"]) == (
+        "function_call",
+        "look",
+        '{"at":"sky"}',
+    )
+    driver.send(
+        "conversation.item.create",
+        item={"type": "function_call_output", "call_id": call["call_id"], "output": "blue"},
+    )
+    context = driver.commands_of(Edit)[-1].conversation
+    said, result = context.messages[-2:]
+    assert [type(p).__name__ for p in said.parts] == ["TextPart", "CallPart"]
+    assert said.response_id == events[-1]["response"]["id"]
+    assert result.role == "tool"
+    driver.send("response.create")
+    assert driver.finish()[-1]["response"]["output"][0]["content"][0]["text"] == "It is blue."
+
+
+def test_too_many_unanswered_calls_fail_the_response() -> None:
+    driver = Driver(
+        Script(answers=(Answer(calls=(Call("look"),) * 3),)),
+        Config(server=ServerConfig(max_tool_calls=2)),
+    )
+    tool = {"type": "function", "name": "look"}
+    driver.send("session.update", session={"type": "realtime", "tools": [tool]})
+    driver.send("response.create")
+    response = driver.finish()[-1]["response"]
+    assert response["status"] == "failed"
+    assert response["status_details"]["error"]["code"] == "too_many_tool_calls"
+    assert len(response["output"]) == 2
+
+
+def test_a_response_out_of_band_runs_beside_the_active_one_and_leaves_no_trace() -> None:
+    driver = Driver(Script(answers=(LONG, Answer(text="an aside"))))
+    driver.say("count")
+    driver.send("response.create")
+    driver.step(3)
+    driver.send(
+        "response.create",
+        response={
+            "conversation": "none",
+            "metadata": {"topic": "aside"},
+            "output_modalities": ["text"],
+            "input": [
+                {
+                    "type": "message",
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": "only this"}],
+                }
+            ],
+        },
+    )
+    events = driver.finish()
+    done = {e["response"]["conversation_id"]: e["response"] for e in of_type(events, DONE[-1])}
+    assert len(done) == 2
+    assert done[None]["metadata"] == {"topic": "aside"}
+    aside_id = done[None]["output"][0]["id"]
+    assert aside_id not in {e["item"]["id"] for e in of_type(events, "conversation.item.added")}
+    aside = driver.commands_of(Respond)[1]
+    assert aside.out_of_band
+    assert messages(aside) == [("user", "only this")]
+    assert "an aside" not in str(driver.commands_of(Edit)[-1])
+
+
+def test_a_second_response_and_a_needless_cancel_are_refused() -> None:
+    driver = Driver()
+    error = driver.send("response.cancel", event_id="c1")[0]["error"]
+    assert error["code"] == "response_cancel_not_active"
+    assert error["message"] == "Cancellation failed: no active response found"
+    driver.send("response.create")
+    error = driver.send("response.create", event_id="c2")[0]["error"]
+    assert error["code"] == "conversation_already_has_active_response"
+    assert error["event_id"] == "c2"
+
+
+def test_a_client_cancels_the_answer() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    driver.send("response.create")
+    driver.step(3)
+    events = driver.send("response.cancel")
+    assert types(events) == DONE
+    assert events[-1]["response"]["status_details"]["reason"] == "client_cancelled"
+    assert driver.finish() == []
+
+
+def test_a_cut_answer_is_incomplete() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    driver.send("response.create", response={"max_output_tokens": 3})
+    response = driver.finish()[-1]["response"]
+    assert response["status"] == "incomplete"
+    assert response["status_details"]["reason"] == "max_output_tokens"
+    assert response["max_output_tokens"] == 3
+    assert response["output"][0]["content"][0]["transcript"] == "one two three"
+
+
+def test_a_failed_answer_is_seen_and_is_no_error_event() -> None:
+    driver = Driver(Script(answers=(Answer(failure="server_error"),)))
+    driver.send("response.create")
+    events = driver.finish()
+    assert not of_type(events, "error")
+    response = events[-1]["response"]
+    assert response["status"] == "failed"
+    assert response["status_details"]["error"]["code"] == "server_error"
+    assert response["output"][0]["content"][0]["transcript"].startswith("Sorry")
+    driver.say("go on")
+    assert messages(driver.commands_of(Edit)[-1]) == [("user", "go on")]
+
+
+def test_a_response_keeps_the_settings_of_its_start() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    driver.send("response.create")
+    driver.step(2)
+    driver.send("session.update", session={"type": "realtime", "output_modalities": ["text"]})
+    events = driver.finish()
+    assert of_type(events, "response.output_audio.delta")
+    assert events[-1]["response"]["output_modalities"] == ["audio"]
+
+
+def test_telephone_audio_goes_both_ways() -> None:
+    driver = Driver()
+    law = {"type": "audio/pcmu"}
+    audio = {"input": {"format": law, "turn_detection": None}, "output": {"format": law}}
+    driver.send("session.update", session={"type": "realtime", "audio": audio})
+    driver.send("input_audio_buffer.append", audio=base64.b64encode(b"\xff" * 8000).decode())
+    driver.send("input_audio_buffer.commit")
+    assert 15_900 <= sum(len(f.samples) for f in driver.commands_of(Feed)) <= 16_000
+    driver.send("response.create")
+    events = driver.finish()
+    size = sum(
+        len(base64.b64decode(e["delta"])) for e in of_type(events, "response.output_audio.delta")
+    )
+    assert size == 3 * 240 * 8  # "I am listening.": silence holds no words
+
+
+# --- Transcripts ---------------------------------------------------------------------------------
+
+
+def test_transcripts_are_sent_only_when_asked_for() -> None:
+    driver = Driver()
+    speak(driver)
+    driver.finish()
+    transcription = "conversation.item.input_audio_transcription."
+    assert not [e for e in driver.events if e["type"].startswith(transcription)]
+    item_id = of_type(driver.events, "input_audio_buffer.committed")[0]["item_id"]
+    shown = driver.send("conversation.item.retrieve", item_id=item_id)[0]["item"]
+    assert shown["content"][0]["transcript"] is None
+
+
+def test_a_transcript_follows_its_item_and_its_deltas_concatenate() -> None:
+    driver = Driver(Script(transcripts=("what is the time in Rome",)))
+    transcription = {"model": "whisper-1"}
+    driver.send(
+        "session.update",
+        session={"type": "realtime", "audio": {"input": {"transcription": transcription}}},
+    )
+    speak(driver, 2500)
+    driver.finish()
+    name = "conversation.item.input_audio_transcription."
+    deltas = of_type(driver.events, name + "delta")
+    completed = of_type(driver.events, name + "completed")
+    assert len(completed) == 1
+    assert "".join(e["delta"] for e in deltas) == completed[0]["transcript"]
+    assert completed[0]["usage"]["type"] == "duration"
+    kinds = types(driver.events)
+    assert kinds.index("conversation.item.done") < kinds.index(name + "delta")
+    item_id = completed[0]["item_id"]
+    shown = driver.send("conversation.item.retrieve", item_id=item_id)[0]["item"]
+    assert shown["content"][0]["transcript"] == "what is the time in Rome"
+
+
+def test_live_words_are_sent_while_the_user_speaks_when_delay_is_given() -> None:
+    driver = Driver(Script(transcripts=("what is the time in Rome",)))
+    transcription = {"model": "whisper-1", "delay": "low"}
+    driver.send(
+        "session.update",
+        session={"type": "realtime", "audio": {"input": {"transcription": transcription}}},
+    )
+    events = driver.audio(tone(2000), steps=1)
+    words_so_far = "".join(
+        e["delta"] for e in events if e["type"].endswith("input_audio_transcription.delta")
+    )
+    assert words_so_far.startswith("what is the")
+
+
+def test_a_transcription_session_transcribes_and_never_answers() -> None:
+    driver = Driver(intent="transcription")
+    assert driver.events[0]["session"]["type"] == "transcription"
+    speak(driver)
+    driver.finish()
+    kinds = types(driver.events)
+    assert kinds[-1] == "conversation.item.input_audio_transcription.completed"
+    assert not [k for k in kinds if k.startswith("response.")]
+    assert driver.send("response.create")[0]["error"]["code"] == "invalid_value"
+
+
+# --- Time and ends -------------------------------------------------------------------------------
+
+
+def test_a_silent_user_is_spoken_to_after_the_idle_timeout() -> None:
+    driver = Driver()
+    set_detection(driver, type="server_vad", idle_timeout_ms=5000)
+    driver.say("hello")
+    driver.send("response.create")
+    driver.finish()  # three words of 240 ms
+    assert driver.audio(silence(5000)) == []
+    events = driver.audio(silence(1000))
+    assert types(events) == [
+        "input_audio_buffer.timeout_triggered",
+        "input_audio_buffer.committed",
+        *ITEM,
+        "response.created",
+    ]
+    assert events[0]["audio_end_ms"] - events[0]["audio_start_ms"] in range(4900, 5100)
+    driver.finish()
+
+
+def test_an_old_session_says_so_and_ends() -> None:
+    driver = Driver(config=Config(server=ServerConfig(max_session_age_s=60)))
+    driver.send("response.create")
+    events = driver.wait(60_000, tick_ms=1000)
+    assert types(events) == ["response.done", "error"]
+    assert events[-1]["error"]["code"] == "session_expired"
+    assert driver.session.close_code == (1001, "session expired")
+
+
+def test_a_client_that_says_nothing_for_long_is_let_go() -> None:
+    driver = Driver(config=Config(server=ServerConfig(max_idle_s=10)))
+    driver.wait(9_000, tick_ms=500)
+    driver.send("input_audio_buffer.clear")
+    driver.wait(9_000, tick_ms=500)
+    assert driver.session.close_code is None
+    driver.wait(2_000, tick_ms=500)
+    assert driver.session.close_code == (1001, "idle")
+
+
+def test_a_failed_session_ends_its_responses_and_says_why() -> None:
+    driver = Driver()
+    driver.send("response.create")
+    driver.handle(Failed("sess_1", None, "server_error", "out of memory"))
+    assert types(driver.events)[-2:] == ["response.done", "error"]
+    assert driver.session.close_code == (1011, "internal error")
+
+
+def test_closing_ends_what_is_open_and_is_idempotent() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    driver.send("response.create")
+    driver.step(2)
+    driver.session.close()
+    driver.session.close()
+    driver.pump()
+    assert driver.events[-1]["response"]["status"] == "cancelled"
+    assert isinstance(driver.commands[-1], Close)
+    assert len(driver.commands_of(Close)) == 1
+    assert driver.send("response.create") == []
+
+
+def test_old_items_make_room() -> None:
+    driver = Driver(config=Config(server=ServerConfig(max_items=3)))
+    for text in ("a", "b", "c", "d"):
+        driver.say(text)
+    assert len(of_type(driver.events, "conversation.item.deleted")) == 1
+    assert [t for _, t in messages(driver.commands_of(Edit)[-1])] == ["b", "c", "d"]
