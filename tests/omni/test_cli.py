@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,30 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert said.startswith(f"usage: omni {name} ")
     assert len(said.splitlines()) > 3
+
+
+def test_progress_is_drawn_on_a_terminal_and_written_as_lines_elsewhere() -> None:
+    code = (
+        "from omni.cli.bars import Bars\n"
+        "with Bars() as bars:\n"
+        "    bars.begin('tiny', 2_000_000)\n"
+        "    bars.update('tiny', 1_000_000, 'part 1 of 2')\n"
+        "    bars.update('tiny', 1_500_000, 'part 1 of 2')\n"
+        "    bars.end('tiny')\n"
+    )
+    command = [sys.executable, "-c", code]
+    plain = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert plain.stderr.splitlines() == [
+        "tiny: 2 MB to download",
+        "tiny: part 1 of 2",
+        "tiny: verified",
+    ]
+    ours, theirs = pty.openpty()
+    subprocess.run(
+        command, stderr=theirs, check=True, env=os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    )
+    os.close(theirs)
+    drawn = os.read(ours, 65_536).decode()
+    os.close(ours)
+    assert "2.0/2.0 MB" in drawn
+    assert "verified" in drawn
