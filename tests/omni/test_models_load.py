@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import Driver
 
 from omni.config import Config, home
 from omni.models import LoadedModel, load
-from omni.models.batch import Batch, StateView
 from omni.types import Conversation, Message, TextPart
 
 SMALL = home(Config()) / "models" / "smollm2-135m" / "model.gguf"
@@ -19,32 +19,10 @@ DEFAULT = home(Config()) / "models" / "qwen2.5-coder-0.5b" / "model.gguf"
 def greedy(model: LoadedModel, question: str, num_tokens: int) -> str:
     conversation = Conversation(messages=(Message("user", (TextPart(question),)),))
     ids = model.template.render(conversation, lambda part: "") + model.template.assistant_header()
-    spec, num_pages = model.backbone.state_spec, 16
-    state = StateView(
-        kv=torch.zeros(
-            spec.num_attention,
-            2,
-            num_pages,
-            16,
-            spec.num_kv_heads,
-            spec.head_dim,
-            dtype=spec.kv_dtype,
-        )
-    )
+    driver = Driver(model.backbone)
     answer: list[int] = []
-    computed = 0
     while len(answer) < num_tokens:
-        batch = Batch(
-            token_ids=torch.tensor(ids),
-            positions=torch.arange(computed, computed + len(ids)),
-            cu_seqlens=(0, len(ids)),
-            num_computed=(computed,),
-            page_table=(tuple(range(1, num_pages)),),
-            slots=(0,),
-            logits_rows=torch.tensor([len(ids) - 1]),
-        )
-        computed += len(ids)
-        ids = [int(model.backbone.forward(batch, state)[0].argmax())]
+        ids = [int(driver.step([ids], all_rows=False)[0].argmax())]
         if ids[0] in model.template.stop_ids:
             break
         answer += ids
@@ -70,3 +48,16 @@ def test_a_second_start_maps_what_the_first_one_repacked(tmp_path: Path) -> None
     assert greedy(first, "Hi", 3) == greedy(second, "Hi", 3)
     (folder,) = (tmp_path / "repacked").iterdir()
     assert sorted(file.name for file in folder.iterdir()) == ["index.json", "weights.bin"]
+
+
+@pytest.mark.weights
+def test_int8_logits_do_not_depend_on_chunks_or_neighbours() -> None:
+    model = load(SMALL, home=home(Config()))
+    ids = model.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 4)
+    whole = Driver(model.backbone).step([ids], all_rows=False)
+    other = model.tokenizer.encode("Something else entirely, in another session. " * 4)
+    for chunk in (1, 5, 16):
+        pair = Driver(model.backbone, num_sequences=2)
+        for at in range(0, len(ids), chunk):
+            logits = pair.step([ids[at : at + chunk], other[at : at + 3]], all_rows=False)
+        assert torch.equal(logits[0], whole[0])
