@@ -18,10 +18,10 @@ class SpeechChunk:
     """A piece of speech: ``pcm`` int16 little-endian mono at ``OUTPUT_RATE_HZ``, and its marks.
 
     A mark's ``sample`` counts from the start of the stream and lies within this chunk (ends
-    included); ``num_chars`` counts characters of the text as it was pushed. Over a stream both
-    never decrease, ``num_chars`` grows from mark to mark, and the last mark of a clause stands at
-    the clause's end. Only a flush may yield a chunk without PCM: its mark covers trailing text
-    that makes no sound (an emoji, a code block's lines).
+    included); ``num_chars`` counts characters of the text as it was pushed. Over a stream
+    ``sample`` never decreases and ``num_chars`` grows from mark to mark: one mark for every word
+    that can be told apart, the last of a clause covering all of its text. Only a flush may yield a
+    chunk without PCM: its mark covers trailing text that makes no sound (an emoji, code).
     """
 
     pcm: bytes

@@ -125,6 +125,13 @@ def test_a_dropped_iterator_stops_and_the_next_one_continues(decoder: SpeechDeco
     assert [first, *stream.flush()] == whole
 
 
+def test_a_long_text_without_punctuation_starts_at_once(decoder: SpeechDecoder) -> None:
+    stream = start(decoder)
+    first = next(stream.push("lorem ipsum dolor sit amet " * 190))
+    assert 0 < len(first.pcm) <= OUTPUT_RATE_HZ // 2
+    assert stream.ready(""), "the rest is still to be said"
+
+
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "😀", "...", "!?", "***", "\x00\x07\x1b"])
 def test_text_without_words_is_silent_but_covered(decoder: SpeechDecoder, text: str) -> None:
     stream = start(decoder)
