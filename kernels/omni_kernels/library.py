@@ -14,7 +14,7 @@ import importlib.machinery
 import logging
 import os
 import threading
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "omni_set_isa": (c_int, (c_int,)),
     "omni_set_num_threads": (None, (c_int,)),
     "omni_num_threads": (c_int, ()),
+    # memory, words
+    "omni_read": (c_uint64, (c_void_p, c_int64)),
     # x, rows, columns, data, scales, outputs, bias, out
     "omni_linear": (
         c_int,
@@ -71,6 +73,7 @@ class _State:
         self.lock = threading.Lock()
         self.ready = False
         self.library: ctypes.CDLL | None = None
+        self.brief: ctypes.CDLL | None = None
         self.backend: Backend = "torch"
 
 
@@ -88,6 +91,16 @@ def cpu() -> ctypes.CDLL | None:
             if not _state.ready:
                 _choose(os.environ.get(ENVIRONMENT, ""))
     return _state.library
+
+
+def brief() -> ctypes.CDLL | None:
+    """Return the same library as :func:`cpu`, called without releasing the interpreter lock.
+
+    For calls of a few microseconds: after a release, another Python thread may keep the lock for
+    its whole switch interval (5 ms), which is a thousand times the work.
+    """
+    cpu()
+    return _state.brief
 
 
 def backend() -> Backend:
@@ -163,13 +176,15 @@ def _choose(wanted: str) -> None:
             )
         if not wanted:
             _log.warning("compiled kernels are missing: linear layers use the slow torch path")
-        _state.library, _state.backend, _state.ready = None, "torch", True
+        _state.library = _state.brief = None
+        _state.backend, _state.ready = "torch", True
         return
     best: int = library.omni_best_isa()
     isa = _ISAS.index(_FORCED[wanted]) if wanted else best
     if library.omni_set_isa(isa) != 0:
         raise ConfigError(f"{ENVIRONMENT} is {wanted!r}, but this CPU has at most {_ISAS[best]}")
-    _state.library, _state.backend, _state.ready = library, _ISAS[isa], True
+    _state.library, _state.brief = library, _declare(ctypes.PyDLL(library._name))
+    _state.backend, _state.ready = _ISAS[isa], True
 
 
 def _load() -> ctypes.CDLL | None:
@@ -179,11 +194,7 @@ def _load() -> ctypes.CDLL | None:
         if not path.exists():
             continue
         try:
-            library = ctypes.CDLL(str(path))
-            for name, (result, arguments) in _SIGNATURES.items():
-                function = getattr(library, name)
-                function.restype = result
-                function.argtypes = arguments
+            library = _declare(ctypes.CDLL(str(path)))
             version: int = library.omni_version()
         except (OSError, AttributeError) as error:  # another platform's file, or an older build
             _log.warning("cannot use %s: %s", path.name, error)
@@ -193,3 +204,12 @@ def _load() -> ctypes.CDLL | None:
             continue
         return library
     return None
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Set the types of all functions; AttributeError when one is missing."""
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype = result
+        function.argtypes = arguments
+    return library

@@ -21,5 +21,5 @@ def require(
             f"{name}: expected {str(dtype).removeprefix('torch.')} {list(shape)}, "
             f"got {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
         )
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":
+    if not tensor.is_contiguous() or not tensor.is_cpu:
         raise ValueError(f"{name}: expected a contiguous tensor in CPU memory")

@@ -50,7 +50,7 @@ def paged_attention(
     """
     rows, heads, dim = q.shape
     _, num_pages, page_tokens, kv_heads, _ = kv.shape
-    if q.dtype != torch.float32 or q.stride()[1:] != (dim, 1) or q.device.type != "cpu":
+    if q.dtype != torch.float32 or q.stride()[1:] != (dim, 1) or not q.is_cpu:
         raise ValueError(f"q: expected float32 in CPU memory with dense rows, got {q.dtype}")
     require("kv", kv, (2, num_pages, page_tokens, kv_heads, dim))
     if heads % kv_heads:

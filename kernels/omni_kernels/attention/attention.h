@@ -44,8 +44,8 @@ struct alignas(64) AttentionBuffers {
   float keys[kMaxHeadDim * kBlockKeys];     // [dim, kBlockKeys]
   float scores[kTileQueries * kBlockKeys];  // then probabilities
   float decay[kTileQueries];
-  const float* key_rows[kBlockKeys];
-  const float* value_rows[kBlockKeys];
+  const float* key_rows[2][kBlockKeys];  // of this block and the next
+  const float* value_rows[2][kBlockKeys];
 };
 
 // A partial result: [queries, dim] weighted values, then the maximum and the weight of each

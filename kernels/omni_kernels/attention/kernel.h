@@ -12,13 +12,20 @@
 namespace omni {
 namespace OMNI_WIDTH_NAMESPACE {
 
-constexpr int kRowsAtOnce = kWidth == 16 ? 4 : 2;  // 4 x 4 (2 x 4) accumulators stay in registers
-constexpr int kVectors = 4;
+// 4 x 4 accumulators of 32 registers, or 4 x 2 of 16: enough to hide the latency of an addition.
+constexpr int kRowsAtOnce = 4;  // the switches below name its remainders
+constexpr int kVectors = kWidth == 16 ? 4 : 2;
 static_assert(kBlockKeys % (kWidth * kVectors) == 0, "a block is whole strips of vectors");
 
-OMNI_FN static void transpose(const float* const* rows, int64_t dim, float* keys) {
+// Transpose the keys of a block to [dim, kBlockKeys] and fetch its values, which come next.
+// Fetches are spread over the arithmetic: one row of one head is too short for the hardware to
+// notice a stream.
+OMNI_FN static __attribute__((noinline)) void transpose(const float* const* rows, const float* const* values, int64_t dim,
+                              float* keys) {
   for (int first = 0; first < kBlockKeys; first += kWidth)
     for (int64_t d = 0; d < dim; d += 4) {
+      for (int i = 0; i < kWidth / 4; ++i)
+        __builtin_prefetch(values[first + d / 4 % 4 * (kWidth / 4) + i] + d / 16 * 16);
       V a = load_lanes(rows + first, d), b = load_lanes(rows + first + 1, d);
       V c = load_lanes(rows + first + 2, d), e = load_lanes(rows + first + 3, d);
       transpose4(a, b, c, e);
@@ -51,16 +58,19 @@ OMNI_FN static void score(const float* q, int64_t dim, const float* keys, float*
   }
 }
 
-// o = o * decay + p V for ROWS queries and VECTORS vectors of the dimension.
+// o = o * decay + p V for ROWS queries and VECTORS vectors of the dimension; fetches `ahead`.
 template <int ROWS, int VECTORS>
-OMNI_FN static void weigh(const float* p, const float* decay, const float* const* rows, int count,
-                          int64_t dim, int64_t at, float* o) {
+OMNI_FN static void weigh(const float* p, const float* decay, const float* const* rows,
+                          const float* const* ahead, int count, int64_t dim, int64_t at,
+                          float* o) {
   V acc[ROWS][VECTORS];
   for (int r = 0; r < ROWS; ++r)
     for (int i = 0; i < VECTORS; ++i)
       acc[r][i] = load(o + r * dim + at + i * kWidth) * set1(decay[r]);
   for (int j = 0; j < count; ++j) {
     const float* row = rows[j] + at;
+    if (ahead)
+      for (int64_t d = 0; d < dim; d += 16) __builtin_prefetch(ahead[j] + d);
     V value[VECTORS];
     for (int i = 0; i < VECTORS; ++i) value[i] = load(row + i * kWidth);
     for (int r = 0; r < ROWS; ++r) {
@@ -72,17 +82,8 @@ OMNI_FN static void weigh(const float* p, const float* decay, const float* const
     for (int i = 0; i < VECTORS; ++i) store(o + r * dim + at + i * kWidth, acc[r][i]);
 }
 
-template <int ROWS>
-OMNI_FN static void weigh_all(const float* p, const float* decay, const float* const* rows,
-                              int count, int64_t dim, float* o) {
-  int64_t at = 0;
-  for (; at + kWidth * kVectors <= dim; at += kWidth * kVectors)
-    weigh<ROWS, kVectors>(p, decay, rows, count, dim, at, o);
-  for (; at < dim; at += kWidth) weigh<ROWS, 1>(p, decay, rows, count, dim, at, o);
-}
-
 // Turn one query's scores into weights, of which only the first `valid` keys are allowed.
-OMNI_FN static void soften(float* scores, int64_t valid, float& most, float& weight,
+OMNI_FN static __attribute__((noinline)) void soften(float* scores, int64_t valid, float& most, float& weight,
                            float& decay) {
   constexpr float kNone = -std::numeric_limits<float>::infinity();
   if (valid <= 0) {  // no key of this block precedes the query
@@ -108,8 +109,45 @@ OMNI_FN static void soften(float* scores, int64_t valid, float& most, float& wei
 
 template <int ROWS>
 OMNI_FN static void score_tile(AttentionBuffers& buffers, int64_t query, int64_t dim) {
-  score<ROWS>(buffers.q + query * dim, dim, buffers.keys,
-              buffers.scores + query * kBlockKeys);
+  score<ROWS>(buffers.q + query * dim, dim, buffers.keys, buffers.scores + query * kBlockKeys);
+}
+
+template <int ROWS>
+OMNI_FN static void weigh_tile(AttentionBuffers& buffers, int64_t query, const float* const* rows,
+                               const float* const* ahead, int count, int64_t dim, float* state) {
+  const float* p = buffers.scores + query * kBlockKeys;
+  const float* decay = buffers.decay + query;
+  float* o = state + query * dim;
+  int64_t at = 0;
+  for (; at + kWidth * kVectors <= dim; at += kWidth * kVectors, ahead = nullptr)
+    weigh<ROWS, kVectors>(p, decay, rows, ahead, count, dim, at, o);
+  for (; at < dim; at += kWidth) weigh<ROWS, 1>(p, decay, rows, nullptr, count, dim, at, o);
+}
+
+// Find the rows of the keys `first` .. `first + count - 1`; the last one fills the block, where
+// scores are masked and values unused.
+OMNI_FN static void locate(const Attention& problem, const AttentionTile& tile, int64_t first,
+                           int64_t count, const float** keys, const float** values) {
+  const int64_t* pages = problem.pages + problem.page_offsets[tile.sequence];
+  const int64_t token = problem.kv_heads * problem.dim;
+  int64_t page = first / problem.page_tokens, inside = first % problem.page_tokens;
+  int64_t j = 0;
+  for (; j < count; ++page, inside = 0) {
+    int64_t offset =
+        (pages[page] * problem.page_tokens + inside) * token + tile.kv_head * problem.dim;
+    for (; inside < problem.page_tokens && j < count; ++inside, ++j, offset += token) {
+      keys[j] = problem.k + offset;
+      values[j] = problem.v + offset;
+    }
+  }
+  for (; j < kBlockKeys; ++j) {
+    keys[j] = keys[count - 1];
+    values[j] = values[count - 1];
+  }
+}
+
+OMNI_INLINE int64_t block_count(int64_t end, int64_t first) {
+  return end - first < kBlockKeys ? end - first : kBlockKeys;
 }
 
 OMNI_FN static void segment(const Attention& problem, const AttentionTile& tile, int64_t number,
@@ -133,35 +171,40 @@ OMNI_FN static void segment(const Attention& problem, const AttentionTile& tile,
     weight[i] = 0.0f;
   }
 
-  const int64_t* pages = problem.pages + problem.page_offsets[tile.sequence];
-  const int64_t token = problem.kv_heads * dim;
   const int64_t all = tile.position + tile.rows;
   const int64_t end = all < (number + 1) * kSegmentKeys ? all : (number + 1) * kSegmentKeys;
-  for (int64_t first = number * kSegmentKeys; first < end; first += kBlockKeys) {
-    const int count = static_cast<int>(end - first < kBlockKeys ? end - first : kBlockKeys);
-    for (int j = 0; j < kBlockKeys; ++j) {
-      // Beyond the last key its row is repeated: its scores are masked, its weights unused.
-      const int64_t at = first + (j < count ? j : count - 1);
-      const int64_t row = pages[at / problem.page_tokens] * problem.page_tokens +
-                          at % problem.page_tokens;
-      const int64_t offset = row * token + tile.kv_head * dim;
-      buffers.key_rows[j] = problem.k + offset;
-      buffers.value_rows[j] = problem.v + offset;
+  int now = 0;
+  int64_t first = number * kSegmentKeys;
+  locate(problem, tile, first, block_count(end, first), buffers.key_rows[now],
+         buffers.value_rows[now]);
+  for (; first < end; first += kBlockKeys, now = 1 - now) {
+    const int count = static_cast<int>(block_count(end, first));
+    const int64_t next = first + kBlockKeys;
+    const float* const* ahead = nullptr;
+    if (next < all) {
+      ahead = buffers.key_rows[1 - now];
+      locate(problem, tile, next, block_count(all, next), buffers.key_rows[1 - now],
+             buffers.value_rows[1 - now]);
     }
-    transpose(buffers.key_rows, dim, buffers.keys);
-    int64_t query = 0;
-    for (; query + kRowsAtOnce <= queries; query += kRowsAtOnce)
-      score_tile<kRowsAtOnce>(buffers, query, dim);
-    for (; query < queries; ++query) score_tile<1>(buffers, query, dim);
-    for (query = 0; query < queries; ++query)
+    const float* const* values = buffers.value_rows[now];
+    transpose(buffers.key_rows[now], values, dim, buffers.keys);
+    for (int64_t query = 0; query < queries; query += kRowsAtOnce)
+      switch (queries - query) {
+        case 1: score_tile<1>(buffers, query, dim); break;
+        case 2: score_tile<2>(buffers, query, dim); break;
+        case 3: score_tile<3>(buffers, query, dim); break;
+        default: score_tile<4>(buffers, query, dim); break;
+      }
+    for (int64_t query = 0; query < queries; ++query)
       soften(buffers.scores + query * kBlockKeys, tile.position + query / group - first + 1,
              most[query], weight[query], buffers.decay[query]);
-    for (query = 0; query + kRowsAtOnce <= queries; query += kRowsAtOnce)
-      weigh_all<kRowsAtOnce>(buffers.scores + query * kBlockKeys, buffers.decay + query,
-                             buffers.value_rows, count, dim, state + query * dim);
-    for (; query < queries; ++query)
-      weigh_all<1>(buffers.scores + query * kBlockKeys, buffers.decay + query, buffers.value_rows,
-                   count, dim, state + query * dim);
+    for (int64_t query = 0; query < queries; query += kRowsAtOnce, ahead = nullptr)
+      switch (queries - query) {
+        case 1: weigh_tile<1>(buffers, query, values, ahead, count, dim, state); break;
+        case 2: weigh_tile<2>(buffers, query, values, ahead, count, dim, state); break;
+        case 3: weigh_tile<3>(buffers, query, values, ahead, count, dim, state); break;
+        default: weigh_tile<4>(buffers, query, values, ahead, count, dim, state); break;
+      }
   }
 }
 

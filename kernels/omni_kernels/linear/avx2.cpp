@@ -14,6 +14,8 @@ namespace {
 
 constexpr int kMaxRows = 4;
 
+constexpr int kNear = 4096;  // bytes fetched ahead of their use
+
 // Per group: int32 pairs[kSteps][2][rows], int32 correction[rows], float scale[rows].
 int64_t record_bytes(int rows) { return int64_t{rows} * (kSteps * 2 + 2) * 4; }
 
@@ -81,9 +83,12 @@ OMNI_AVX2 void quantize(const float* x, int64_t columns, int64_t groups, int row
   }
 }
 
+// Without this GCC sums all products of a group as one tree and spills every one of them.
+#define PIN(accumulator) asm("" : "+x"(accumulator))
+
 template <int ROWS>
 OMNI_AVX2 void panel_tile(const uint8_t* w, const uint16_t* s, const uint8_t* block,
-                          int64_t groups, float* sums) {
+                          int64_t groups, Ahead ahead, float* sums) {
   const __m256i even_bytes = _mm256_set1_epi16(0x00ff);
   __m256 total[ROWS][2];
   for (int m = 0; m < ROWS; ++m) total[m][0] = total[m][1] = _mm256_setzero_ps();
@@ -91,11 +96,14 @@ OMNI_AVX2 void panel_tile(const uint8_t* w, const uint16_t* s, const uint8_t* bl
     const auto* pairs = reinterpret_cast<const int32_t*>(block);
     const int32_t* correction = pairs + kSteps * 2 * ROWS;
     const auto* scale = reinterpret_cast<const float*>(correction + ROWS);
+    for (int64_t i = 0; i < ahead.lines; ++i, ahead.memory += 64)
+      _mm_prefetch(ahead.memory, _MM_HINT_T1);
     __m256i acc[ROWS][2];
     for (int m = 0; m < ROWS; ++m) acc[m][0] = acc[m][1] = _mm256_set1_epi32(correction[m]);
 #pragma GCC unroll 8
     for (int step = 0; step < kSteps; ++step) {
       __m256i even[2], odd[2];
+      _mm_prefetch(w + step * kLine + kNear, _MM_HINT_T0);
       for (int h = 0; h < 2; ++h) {
         const __m256i line =
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + step * kLine + h * 32));
@@ -108,7 +116,9 @@ OMNI_AVX2 void panel_tile(const uint8_t* w, const uint16_t* s, const uint8_t* bl
         const __m256i x13 = _mm256_set1_epi32(pairs[(2 * step + 1) * ROWS + m]);
         for (int h = 0; h < 2; ++h) {
           acc[m][h] = _mm256_add_epi32(acc[m][h], _mm256_madd_epi16(even[h], x02));
+          PIN(acc[m][h]);
           acc[m][h] = _mm256_add_epi32(acc[m][h], _mm256_madd_epi16(odd[h], x13));
+          PIN(acc[m][h]);
         }
       }
     }
@@ -128,15 +138,15 @@ OMNI_AVX2 void panel_tile(const uint8_t* w, const uint16_t* s, const uint8_t* bl
 }
 
 void tile(const Weight& weight, int64_t panel, int panels, const uint8_t* block, int rows,
-          float* sums) {
+          const Ahead& ahead, float* sums) {
   for (int p = 0; p < panels; ++p, ++panel, sums += int64_t{rows} * kPanel) {
     const uint8_t* w = weight.data + panel * weight.groups * kPanelGroup;
     const uint16_t* s = weight.scales + panel * weight.groups * kPanel;
     switch (rows) {
-      case 1: panel_tile<1>(w, s, block, weight.groups, sums); break;
-      case 2: panel_tile<2>(w, s, block, weight.groups, sums); break;
-      case 3: panel_tile<3>(w, s, block, weight.groups, sums); break;
-      default: panel_tile<4>(w, s, block, weight.groups, sums); break;
+      case 1: panel_tile<1>(w, s, block, weight.groups, ahead, sums); break;
+      case 2: panel_tile<2>(w, s, block, weight.groups, ahead, sums); break;
+      case 3: panel_tile<3>(w, s, block, weight.groups, ahead, sums); break;
+      default: panel_tile<4>(w, s, block, weight.groups, ahead, sums); break;
     }
   }
 }

@@ -14,6 +14,8 @@ namespace {
 
 constexpr int kMaxRows = 6;  // 2 panels x 6 rows: 12 integer and 12 float accumulators of 32
 
+constexpr int kNear = 4096;  // bytes fetched ahead of their use, measured best of 0..4096
+
 // Per group: int32 quads[kSteps][rows] (4 int8 each), int32 correction[rows], float scale[rows].
 int64_t record_bytes(int rows) { return int64_t{rows} * (kSteps + 2) * 4; }
 
@@ -59,7 +61,7 @@ OMNI_AVX512 void quantize(const float* x, int64_t columns, int64_t groups, int r
 
 template <int PANELS, int ROWS>
 OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, const uint8_t* block,
-                            float* sums) {
+                            Ahead ahead, float* sums) {
   const int64_t groups = weight.groups;
   const int64_t w_stride = groups * kPanelGroup;
   const int64_t s_stride = groups * kPanel;
@@ -72,14 +74,19 @@ OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, const uint8_t* 
     const auto* quads = reinterpret_cast<const int32_t*>(block);
     const int32_t* correction = quads + kSteps * ROWS;
     const auto* scale = reinterpret_cast<const float*>(correction + ROWS);
+    for (int64_t i = 0; i < ahead.lines; ++i, ahead.memory += 64)
+      _mm_prefetch(ahead.memory, _MM_HINT_T1);
     __m512i acc[PANELS][ROWS];
     for (int m = 0; m < ROWS; ++m)
       for (int p = 0; p < PANELS; ++p) acc[p][m] = _mm512_set1_epi32(correction[m]);
 #pragma GCC unroll 8
     for (int step = 0; step < kSteps; ++step) {
       __m512i line[PANELS];
-      for (int p = 0; p < PANELS; ++p)
-        line[p] = _mm512_loadu_si512(w + p * w_stride + step * kLine);
+      for (int p = 0; p < PANELS; ++p) {
+        const uint8_t* from = w + p * w_stride + step * kLine;
+        _mm_prefetch(from + kNear, _MM_HINT_T0);
+        line[p] = _mm512_loadu_si512(from);
+      }
 #pragma GCC unroll 6
       for (int m = 0; m < ROWS; ++m) {
         const __m512i quad = _mm512_set1_epi32(quads[step * ROWS + m]);
@@ -106,22 +113,25 @@ OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, const uint8_t* 
 
 template <int ROWS>
 void row_tile(const Weight& weight, int64_t panel, int panels, const uint8_t* block,
-              float* sums) {
-  if (panels == 2)
-    panel_tile<2, ROWS>(weight, panel, block, sums);
-  else
-    panel_tile<1, ROWS>(weight, panel, block, sums);
+              const Ahead& ahead, float* sums) {
+  if (panels == 2 && ROWS > 1) {
+    panel_tile<2, ROWS>(weight, panel, block, ahead, sums);
+    return;
+  }
+  // One row waits for memory only, and one stream is read faster than two.
+  for (int p = 0; p < panels; ++p)
+    panel_tile<1, ROWS>(weight, panel + p, block, ahead, sums + p * ROWS * kPanel);
 }
 
 void tile(const Weight& weight, int64_t panel, int panels, const uint8_t* block, int rows,
-          float* sums) {
+          const Ahead& ahead, float* sums) {
   switch (rows) {
-    case 1: row_tile<1>(weight, panel, panels, block, sums); break;
-    case 2: row_tile<2>(weight, panel, panels, block, sums); break;
-    case 3: row_tile<3>(weight, panel, panels, block, sums); break;
-    case 4: row_tile<4>(weight, panel, panels, block, sums); break;
-    case 5: row_tile<5>(weight, panel, panels, block, sums); break;
-    default: row_tile<6>(weight, panel, panels, block, sums); break;
+    case 1: row_tile<1>(weight, panel, panels, block, ahead, sums); break;
+    case 2: row_tile<2>(weight, panel, panels, block, ahead, sums); break;
+    case 3: row_tile<3>(weight, panel, panels, block, ahead, sums); break;
+    case 4: row_tile<4>(weight, panel, panels, block, ahead, sums); break;
+    case 5: row_tile<5>(weight, panel, panels, block, ahead, sums); break;
+    default: row_tile<6>(weight, panel, panels, block, ahead, sums); break;
   }
 }
 

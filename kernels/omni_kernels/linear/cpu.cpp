@@ -10,9 +10,10 @@
 namespace omni {
 namespace {
 
-// A chunk of work is about this much weight traffic: 3 us at memory bandwidth, long enough to pay
-// for its atomic increment and short enough that no thread waits long for another's last chunk.
-constexpr int64_t kChunkBytes = 64 * 1024;
+// A chunk of work is at most this much weight: 10 us at memory bandwidth, so that no thread waits
+// long for another's last chunk, and at least one tile.
+constexpr int64_t kChunkBytes = 256 * 1024;
+constexpr int64_t kChunksPerThread = 8;
 // Activations worth quantising on several threads.
 constexpr int64_t kParallelQuantize = 64 * 1024;
 constexpr int kTilePanels = 2;
@@ -71,9 +72,9 @@ int linear(const float* x, int64_t rows, int64_t columns, const Weight& weight, 
     for (int64_t block = 0; block < blocks; ++block) quantize(block);
 
   const int64_t panel_bytes = weight.groups * kPanelGroup;
-  const int64_t traffic = panel_bytes * (1 + rows / 8);
-  int64_t chunk = std::max<int64_t>(1, kChunkBytes / traffic);
-  chunk = (chunk + kTilePanels - 1) / kTilePanels * kTilePanels;
+  int64_t chunk = std::min(kChunkBytes / panel_bytes,
+                           weight.panels / (kChunksPerThread * num_threads()));
+  chunk = (std::max<int64_t>(chunk, 1) + kTilePanels - 1) / kTilePanels * kTilePanels;
   auto work = [&](int64_t index) {
     alignas(64) float sums[kTilePanels * kMostRows * kPanel];
     const int64_t end = std::min(weight.panels, (index + 1) * chunk);
@@ -82,7 +83,16 @@ int linear(const float* x, int64_t rows, int64_t columns, const Weight& weight, 
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t row = first_row(block);
         const int height = static_cast<int>(first_row(block + 1) - row);
-        use.tile(weight, panel, panels, quantized + row * row_bytes, height, sums);
+        // With many rows a tile computes for longer than it reads: each block fetches its part of
+        // the next tile, so that reading and computing overlap.
+        Ahead ahead = {nullptr, 0};
+        if (blocks > 1 && panel + kTilePanels < end) {
+          const int64_t lines = (kTilePanels * kSteps + blocks - 1) / blocks;
+          ahead = {weight.data + (panel + kTilePanels) * panel_bytes +
+                       block * lines * kLine * weight.groups,
+                   block * lines < kTilePanels * kSteps ? lines : 0};
+        }
+        use.tile(weight, panel, panels, quantized + row * row_bytes, height, ahead, sums);
         for (int p = 0; p < panels; ++p) {
           const int64_t n0 = (panel + p) * kPanel;
           const int64_t width = std::min<int64_t>(kPanel, outputs - n0);

@@ -20,6 +20,12 @@ struct Weight {
   int64_t panels;
 };
 
+// Memory that is wanted soon: `lines` cache lines from `memory` on for each group of the tile.
+struct Ahead {
+  const uint8_t* memory;
+  int64_t lines;
+};
+
 // One instruction set's way to do it. A block is up to `max_rows` rows of x, quantised and laid out
 // as the tile wants to read them: one record per group holding every row's 32 values, then the
 // correction -128 sum(q) of each row (stored weights carry +128), then its scale.
@@ -30,9 +36,9 @@ struct LinearPath {
   void (*quantize)(const float* x, int64_t columns, int64_t groups, int rows, uint8_t* block);
   // sums[panel, row, kPanel] for one or two panels starting at `panel`. Groups are added in
   // ascending order with the same operations whatever `rows` and `panels`: a row's result never
-  // depends on its neighbours.
+  // depends on its neighbours. `ahead` says what to fetch meanwhile.
   void (*tile)(const Weight& weight, int64_t panel, int panels, const uint8_t* block, int rows,
-               float* sums);
+               const Ahead& ahead, float* sums);
 };
 
 extern const LinearPath kScalarLinear;

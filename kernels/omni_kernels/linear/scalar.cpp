@@ -66,7 +66,7 @@ float from_half(uint16_t half) {
 }
 
 void tile(const Weight& weight, int64_t panel, int panels, const uint8_t* block, int,
-          float* sums) {
+          const Ahead&, float* sums) {
   for (int p = 0; p < panels; ++p) {
     const uint8_t* w = weight.data + (panel + p) * weight.groups * kPanelGroup;
     const uint16_t* s = weight.scales + (panel + p) * weight.groups * kPanel;

@@ -6,11 +6,16 @@ token. Called by the backbone and the recogniser. fp32; a row never depends on i
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 from omni_kernels import library
 from omni_kernels.rowwise import reference
 from omni_kernels.tensors import require
+
+BRIEF = 32 * 1024
+"""Elements below which a call takes less time than giving up the interpreter lock might."""
 
 __all__ = ["layer_norm", "rms_norm", "rotate_and_store", "silu_mul"]
 
@@ -33,7 +38,7 @@ def rms_norm(
     require("x", x, (rows, columns))
     require("weight", weight, (columns,))
     out = _output(out, rows, columns)
-    kernels = library.cpu()
+    kernels = _kernels(out.numel())
     if kernels is None:
         return out.copy_(reference.rms_norm(x, weight, eps))
     kernels.omni_rms_norm(x.data_ptr(), weight.data_ptr(), rows, columns, eps, out.data_ptr())
@@ -65,7 +70,7 @@ def layer_norm(
     require("weight", weight, (columns,))
     require("bias", bias, (columns,))
     out = _output(out, rows, columns)
-    kernels = library.cpu()
+    kernels = _kernels(out.numel())
     if kernels is None:
         return out.copy_(reference.layer_norm(x, weight, bias, eps))
     kernels.omni_layer_norm(
@@ -89,7 +94,7 @@ def silu_mul(gate_up: torch.Tensor, *, out: torch.Tensor | None = None) -> torch
         raise ValueError(f"gate_up: expected an even number of columns, got {double}")
     require("gate_up", gate_up, (rows, double))
     out = _output(out, rows, double // 2)
-    kernels = library.cpu()
+    kernels = _kernels(out.numel())
     if kernels is None:
         return out.copy_(reference.silu_mul(gate_up))
     kernels.omni_silu_mul(gate_up.data_ptr(), rows, double // 2, out.data_ptr())
@@ -131,7 +136,7 @@ def rotate_and_store(
     require("sine", sine, (rows, dim // 2))
     require("slots", slots, (rows,), torch.int64)
     query = qkv[:, :heads]
-    kernels = library.cpu()
+    kernels = _kernels(qkv.numel())
     if kernels is not None:
         keys = kv.data_ptr()
         status: int = kernels.omni_rotate_and_store(
@@ -158,6 +163,10 @@ def rotate_and_store(
     tokens[0, slots] = qkv[:, heads : heads + kv_heads]
     tokens[1, slots] = qkv[:, heads + kv_heads :]
     return query
+
+
+def _kernels(elements: int) -> ctypes.CDLL | None:
+    return library.brief() if elements < BRIEF else library.cpu()
 
 
 def _output(out: torch.Tensor | None, rows: int, columns: int) -> torch.Tensor:

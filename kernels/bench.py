@@ -1,0 +1,241 @@
+"""Measures the CPU kernels: ``python kernels/bench.py --json FILE``.
+
+Every figure of a shape comes from one interleaved run: read bandwidth, our kernel and torch's fp32
+take turns, so that a noisy machine hurts all alike; ratios are medians of per-round ratios.
+Weights rotate through copies beyond the last-level cache, as a decoder meets them. Times include
+the Python call. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omni_kernels import library
+from omni_kernels.attention import paged_attention
+from omni_kernels.linear import PackedWeight, linear, pack
+from torch.nn import functional
+
+SHAPES = {
+    "qwen qkv/out": (896, 896),
+    "qwen gate_up": (9728, 896),
+    "qwen down": (896, 4864),
+    "qwen head": (151936, 896),
+    "whisper attention": (512, 512),
+    "whisper fc1": (2048, 512),
+    "whisper fc2": (512, 2048),
+}
+"""Name -> (outputs, inputs)."""
+ROWS = (1, 4, 16, 64, 256)
+HEAD_ROWS = (1, 4, 16)  # logits are wanted for a row or few, never for a whole prompt
+CONTEXTS = ((1, 500), (1, 2000), (1, 8000), (64, 0), (512, 0), (64, 2000))
+"""(new, computed) tokens of one sequence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the result."""
+
+    kernel: str
+    shape: str
+    us_p50: float
+    us_p95: float
+    gb_per_s: float
+    share_of_read: float
+    times_torch_fp32: float
+
+
+class Clock:
+    """Calls functions in turn and keeps their times."""
+
+    def __init__(self, rounds: int, seconds: float) -> None:
+        self.rounds = rounds
+        self.seconds = seconds
+
+    def race(self, *calls: Callable[[int], object]) -> list[list[float]]:
+        """Return seconds per call of each function for each round; ``call(i)`` uses copy i."""
+        counts = []
+        for call in calls:
+            call(0)  # warm-up
+            start = time.perf_counter()
+            call(1)
+            once = time.perf_counter() - start
+            counts.append(max(1, int(self.seconds / self.rounds / len(calls) / max(once, 1e-6))))
+        times: list[list[float]] = [[] for _ in calls]
+        position = [0] * len(calls)
+        for _ in range(self.rounds):
+            for c, call in enumerate(calls):
+                start = time.perf_counter()
+                for _ in range(counts[c]):
+                    call(position[c])
+                    position[c] += 1
+                times[c].append((time.perf_counter() - start) / counts[c])
+        return times
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def summary(kernel: str, shape: str, nbytes: int, read_bytes: int, times: list[list[float]]) -> Row:
+    """Make a line of [read, ours, torch] times."""
+    reads, ours, torches = times
+    shares = [(nbytes / own) / (read_bytes / read) for read, own in zip(reads, ours, strict=True)]
+    ratios = [other / own for own, other in zip(ours, torches, strict=True)]
+    row = Row(
+        kernel=kernel,
+        shape=shape,
+        us_p50=round(statistics.median(ours) * 1e6, 1),
+        us_p95=round(quantile(ours, 0.95) * 1e6, 1),
+        gb_per_s=round(nbytes / statistics.median(ours) / 1e9, 1),
+        share_of_read=round(statistics.median(shares), 3),
+        times_torch_fp32=round(statistics.median(ratios), 2),
+    )
+    print(
+        f"{kernel:10} {shape:28} {row.us_p50:10.1f} us  p95 {row.us_p95:10.1f}  "
+        f"{row.gb_per_s:6.1f} GB/s  {row.share_of_read:6.1%} of read  "
+        f"{row.times_torch_fp32:6.2f}x torch fp32",
+        flush=True,
+    )
+    return row
+
+
+class Reader:
+    """Reads a buffer beyond every cache."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory = torch.ones(nbytes // 8, dtype=torch.int64)
+        kernels = library.cpu()
+        assert kernels is not None
+        self._read = kernels.omni_read
+
+    def __call__(self, _: int) -> None:
+        self._read(self.memory.data_ptr(), self.memory.numel())
+
+
+def bench_linear(clock: Clock, reader: Reader, cold_bytes: int, only: str) -> list[Row]:
+    rows = []
+    for name, (n, k) in SHAPES.items():
+        if only not in name:
+            continue
+        weight = torch.randn(n, k) * 0.05
+        weights = [weight.clone() for _ in range(2 + cold_bytes // weight.nbytes)]
+        first = pack(weight)
+        packed = [
+            PackedWeight(first.data.clone(), first.scales.clone(), n, k)
+            for _ in range(2 + cold_bytes // first.nbytes)
+        ]
+        for m in HEAD_ROWS if n > 100_000 else ROWS:
+            x = torch.randn(m, k)
+            times = clock.race(reader, in_turn(linear, x, packed), in_turn(fp32, x, weights))
+            shape = f"{name} {k}->{n} M={m}"
+            nbytes = first.nbytes + 4 * m * (n + k)
+            rows.append(summary("linear", shape, nbytes, reader.memory.nbytes, times))
+    return rows
+
+
+def in_turn(
+    function: Callable[..., torch.Tensor], x: torch.Tensor, weights: list[Any]
+) -> Callable[[int], torch.Tensor]:
+    """Return a call of ``function(x, weight)`` that takes the weights in turn."""
+    return lambda i: function(x, weights[i % len(weights)])
+
+
+def fp32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, weight)
+
+
+def bench_attention(clock: Clock, reader: Reader, cold_bytes: int) -> list[Row]:
+    heads, kv_heads, dim, page_tokens = 14, 2, 64, 32
+    rows = []
+    for new, computed in CONTEXTS:
+        total = new + computed
+        pages = -(-total // page_tokens)
+        layers = 2 + cold_bytes // (2 * pages * page_tokens * kv_heads * dim * 4)
+        kv = torch.randn(layers, 2, pages + 1, page_tokens, kv_heads, dim)
+        q = torch.randn(new, heads, dim)
+        times = clock.race(
+            reader,
+            paged(q, kv, new, computed, tuple(range(1, pages + 1))),
+            contiguous(q, kv[:, :, 1:].flatten(2, 3)[:, :, :total], computed),
+        )
+        nbytes = 2 * total * kv_heads * dim * 4 + 2 * q.nbytes
+        shape = f"{heads}/{kv_heads} heads N={new} past={computed}"
+        rows.append(summary("attention", shape, nbytes, reader.memory.nbytes, times))
+    return rows
+
+
+def paged(
+    q: torch.Tensor, kv: torch.Tensor, new: int, computed: int, pages: tuple[int, ...]
+) -> Callable[[int], torch.Tensor]:
+    return lambda i: paged_attention(q, kv[i % len(kv)], (0, new), (computed,), (pages,))
+
+
+def contiguous(q: torch.Tensor, kv: torch.Tensor, computed: int) -> Callable[[int], torch.Tensor]:
+    """Return torch's attention over ``kv`` [layers, 2, C, Hkv, D], gathered beforehand."""
+    query = q.transpose(0, 1)[None].contiguous()
+    past = kv.transpose(2, 3)[:, :, None].contiguous()  # [layers, 2, 1, Hkv, C, D]
+    total = kv.shape[2]
+    mask = torch.arange(total) <= torch.arange(computed, total)[:, None]
+    return lambda i: functional.scaled_dot_product_attention(
+        query, past[i % len(past), 0], past[i % len(past), 1], attn_mask=mask, enable_gqa=True
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.5, help="per shape and M")
+    parser.add_argument("--cold-mb", type=int, default=192, help="size of the rotated copies")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--only", default="", help="linear shapes whose name contains this")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        library.set_num_threads(arguments.threads)
+    if library.cpu() is None:
+        parser.error("the compiled kernels are missing: nothing to measure")
+    torch.set_num_threads(library.num_threads())
+    clock = Clock(arguments.rounds, arguments.seconds)
+    cold_bytes = arguments.cold_mb * 2**20
+    reader = Reader(cold_bytes)
+    with torch.inference_mode():
+        rows = bench_linear(clock, reader, cold_bytes, arguments.only)
+        if not arguments.only:
+            rows += bench_attention(clock, reader, cold_bytes)
+    read = statistics.median(clock.race(reader)[0])
+    result = {
+        "backend": library.backend(),
+        "threads": library.num_threads(),
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "rounds": arguments.rounds,
+        "cold_mb": arguments.cold_mb,
+        "load_average": os.getloadavg()[0],
+        "read_gb_per_s": round(reader.memory.nbytes / read / 1e9, 1),
+        "rows": [asdict(row) for row in rows],
+    }
+    text = json.dumps(result)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(text)
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
