@@ -51,7 +51,7 @@ test-slow: system-packages fetch
 	@$(BIN)/omni fetch smollm2-135m kokoro-82m
 	@$(BIN)/pytest -m slow
 
-bench: fetch
+bench: system-packages fetch
 	@$(BIN)/omni bench
 
 clean:

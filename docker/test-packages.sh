@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the programs that the tests use beside Python's packages: a browser for the page, two
-# speech synthesisers, recorded human speech. Does nothing when all are there; never fails: tests
+# Installs the programs that tests and benchmarks use beside Python's packages: a browser,
+# two speech synthesisers, recorded human speech. Does nothing when all are there; never fails: tests
 # that miss one are skipped with a reason.
 #
 # POCKETSPHINX_TESTDATA: where the recordings lie (default: Debian's folder).
@@ -9,7 +9,7 @@ set -u
 recordings=${POCKETSPHINX_TESTDATA:-/usr/share/pocketsphinx/test/data}
 
 missing=""
-for pair in chromium:chromium chromedriver:chromium-driver espeak-ng:espeak-ng sox:sox; do
+for pair in chromium:chromium chromedriver:chromium-driver espeak-ng:espeak-ng flite:flite sox:sox; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -d "$recordings" ] || missing="$missing pocketsphinx-testdata"

@@ -123,9 +123,15 @@ async def _talk(
 
 
 async def _set_up(client: Client, args: argparse.Namespace) -> None:
-    session: dict[str, object] = {"audio": {"input": {"transcription": {"model": "whisper-1"}}}}
+    audio: dict[str, object] = {
+        "input": {
+            "transcription": {"model": "whisper-1"},
+            "turn_detection": {"type": "semantic_vad"},
+        }
+    }
     if args.voice:
-        session["audio"] = {**session["audio"], "output": {"voice": args.voice}}  # type: ignore[dict-item]
+        audio["output"] = {"voice": args.voice}
+    session: dict[str, object] = {"audio": audio}
     if args.instructions is not None:
         session["instructions"] = args.instructions
     if args.text is not None and not (args.output or args.record):

@@ -185,7 +185,8 @@ export class Conversation {
   }
 
   configure() {
-    const audio = { input: { transcription: { model: "whisper-1" } } };
+    const turn_detection = { type: "semantic_vad" }; // waits longer where a sentence is not whole
+    const audio = { input: { transcription: { model: "whisper-1" }, turn_detection } };
     this.realtime.send({ type: "session.update", session: { type: "realtime", audio } });
     for (const [id, { role, text }] of this.view.turns) {
       if (!text) continue;
