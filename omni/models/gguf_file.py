@@ -153,16 +153,16 @@ class GGUFFile:
         flat = np.frombuffer(self._map, np.uint8, tensor.num_bytes, tensor.offset)
         return flat.reshape(*tensor.shape[:-1], -1)
 
-    def dense(self, name: str) -> NDArray[np.float32]:
-        """The tensor as float32 in its row-major shape.
+    def dense(self, name: str, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
+        """Rows ``first`` to ``last`` of the tensor as float32.
 
         Raises:
             ModelError: a value is not finite.
         """
-        tensor = self.tensors[name]
-        values = dequantize(self.raw(name), tensor.kind).reshape(tensor.shape)
+        kind = self.tensors[name].kind
+        values = np.ascontiguousarray(dequantize(self.raw(name)[first:last], kind), np.float32)
         _check_finite(values, name, self.path)
-        return np.ascontiguousarray(values, np.float32)
+        return values
 
     def groups(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float16]] | None:
         """The matrix as int8 [rows, columns] and scales [rows, columns / 32], without any loss.

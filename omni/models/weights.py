@@ -22,6 +22,8 @@ from omni.errors import ModelError
 from omni.models.backbone import Parameter
 from omni.models.gguf_file import quantise
 
+_BLOCK_ROWS = 4096
+
 Codes = tuple[NDArray[np.int8], NDArray[np.float16]]
 """int8 [rows, columns] and their scales [rows, columns / 32]."""
 
@@ -59,8 +61,8 @@ class Checkpoint(Protocol):
         """Row-major shape."""
         ...
 
-    def dense(self, name: str) -> NDArray[np.float32]:
-        """The tensor as fp32; :class:`ModelError` if a value is not finite."""
+    def dense(self, name: str, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
+        """Rows ``first`` to ``last`` as fp32; :class:`ModelError` if a value is not finite."""
         ...
 
     def groups(self, name: str) -> Codes | None:
@@ -95,8 +97,8 @@ class SafetensorsFolder:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._files[name].get_slice(name).get_shape())
 
-    def dense(self, name: str) -> NDArray[np.float32]:
-        values = self._files[name].get_tensor(name).to(torch.float32)
+    def dense(self, name: str, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
+        values = self._files[name].get_slice(name)[first:last].to(torch.float32)
         if not torch.isfinite(values).all():
             raise ModelError(f"tensor {name} of {self.path} holds NaN or infinity")
         array: NDArray[np.float32] = values.numpy()
@@ -156,10 +158,19 @@ def quantised_entry(entry: Entry, checkpoint: Checkpoint) -> Codes:
     codes, scales = [], []
     for piece in entry.pieces:
         exact = checkpoint.groups(piece.name)
-        part = exact if exact is not None else quantise(checkpoint.dense(piece.name))
+        part = exact if exact is not None else _requantised(piece, checkpoint)
         codes.append(_in_order(part[0], piece.interleaved_heads))
         scales.append(_in_order(part[1], piece.interleaved_heads))
     return np.concatenate(codes), np.concatenate(scales)
+
+
+def _requantised(piece: Piece, checkpoint: Checkpoint) -> Codes:
+    """A matrix rounded to int8 groups, a block of rows at a time: fp32 would fill the memory."""
+    blocks = [
+        quantise(checkpoint.dense(piece.name, first, first + _BLOCK_ROWS))
+        for first in range(0, piece.shape[0], _BLOCK_ROWS)
+    ]
+    return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
 
 
 def _in_order(rows: NDArray[Any], heads: int) -> NDArray[Any]:

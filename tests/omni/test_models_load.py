@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,11 @@ def test_int8_logits_do_not_depend_on_chunks_or_neighbours() -> None:
         for at in range(0, len(ids), chunk):
             logits = pair.step([ids[at : at + chunk], other[at : at + 3]], all_rows=False)
         assert torch.equal(logits[0], whole[0])
+
+
+@pytest.mark.weights
+def test_a_second_start_of_the_default_takes_less_than_three_seconds() -> None:
+    load(DEFAULT, home=home(Config()))
+    start = time.process_time()  # the processor's seconds: a busy machine does not count
+    load(DEFAULT, home=home(Config()))
+    assert time.process_time() - start < 3.0
