@@ -20,11 +20,22 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 conversation  latency, right answers, cut-offs, interruptions and four conversations at once, on a
               server of its own, beside a naive serial pipeline (about 10 minutes; --quick: 2)
-backbone      quality against fp32, and speed beside llama.cpp (needs the extra `bench`)
+backbone      quality against fp32, and speed beside llama.cpp
+hearing       word error rate and CPU time beside faster-whisper
+kernels       the C++ operations beside torch, as a share of read bandwidth
 
-Ratios are taken side by side in one run; close other programs. The last line is JSON."""
+All but the first need the extra `bench`, the last two a source checkout. Ratios are taken side by side in one run; close other programs. The last line is JSON."""
 
-BENCHMARKS = ("conversation", "backbone")
+BENCHMARKS = ("conversation", "backbone", "hearing", "kernels")
+SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "backbone": (
+        ("-m", "omni.benchmarks.backbone", "--quality"),
+        ("-m", "omni.benchmarks.backbone", "--speed"),
+    ),
+    "hearing": (("encoders/bench.py",),),
+    "kernels": (("kernels/bench.py",),),
+}
+"""Benchmarks that run in a process of their own and end with one line of JSON."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -51,15 +62,27 @@ def run(args: argparse.Namespace) -> int:
         if name == "conversation":
             _conversation(config, args)
         else:
-            _backbone(args)
+            _script(name, args.out)
     return 0
 
 
-def _backbone(args: argparse.Namespace) -> None:
-    command = [sys.executable, "-m", "omni.benchmarks.backbone", "--quality", "--speed"]
-    done = subprocess.run([*command, "--out", str(args.out)], check=False)
-    if done.returncode:
-        raise OmniError(f"the benchmark backbone ended with {done.returncode}")
+def _script(name: str, out: Path) -> None:
+    from omni.benchmarks import report
+
+    results: list[dict[str, Any]] = []
+    for arguments in SCRIPTS[name]:
+        lines: list[str] = []
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+        if process.wait() or not lines:
+            raise OmniError(f"the benchmark {' '.join(arguments)} ended with {process.returncode}")
+        results.append(json.loads(lines[-1]))
+    print(f"Written: {report.write(out, name, {'results': results})}")
 
 
 def _conversation(config: Config, args: argparse.Namespace) -> None:
