@@ -452,6 +452,9 @@ class Session:
         is_confirmed = bool(respond and speculation and not speculation.is_dead and not is_empty)
         if speculation is not None and is_confirmed:
             self.command(Confirm(self.session_id, speculation.response_id))
+            if any(isinstance(output, Done) for output in speculation.outputs):
+                # The assistant may have let go of a finished speculation, and with it of the turn.
+                self.command(Commit(self.session_id, turn.id))
         else:
             if speculation is not None:
                 self.command(Cancel(self.session_id, speculation.response_id))

@@ -12,12 +12,34 @@ from numpy.typing import NDArray
 from omni_streaming.session import Session
 
 from omni.config import Config
-from omni.scripted import Script, ScriptedAssistant
-from omni.types import Command, Output
+from omni.scripted import Answer, Script, ScriptedAssistant
+from omni.types import Command, Edit, Output, Respond
 from tests.streaming.oracles import Oracles
 
 RATE_HZ = 24_000
 CHUNK_MS = 20
+
+
+LONG = Answer(text="one two three four five six seven eight nine ten")
+
+SPOKEN = [
+    "response.created",
+    "response.output_item.added",
+    "conversation.item.added",
+    "response.content_part.added",
+    "response.output_audio_transcript.delta",
+    "response.output_audio.delta",
+]
+DONE = [
+    "response.output_audio.done",
+    "response.output_audio_transcript.done",
+    "response.content_part.done",
+    "conversation.item.done",
+    "response.output_item.done",
+    "response.done",
+]
+ITEM = ["conversation.item.added", "conversation.item.done"]
+TURN_END = ["input_audio_buffer.speech_stopped", "input_audio_buffer.committed", *ITEM]
 
 
 def tone(ms: int, amplitude: float = 0.3, hz: float = 300.0) -> bytes:
@@ -157,3 +179,23 @@ def types(events: list[dict[str, Any]]) -> list[str]:
 
 def of_type(events: list[dict[str, Any]], type_: str) -> list[dict[str, Any]]:
     return [e for e in events if e["type"] == type_]
+
+
+def speak(driver: Driver, ms: int = 900, silence_ms: int = 700, steps: int = 1) -> None:
+    driver.audio(tone(ms) + silence(silence_ms), steps=steps)
+
+
+def messages(command: Edit | Respond) -> list[tuple[str, str]]:
+    """(role, text or kind) of each message of a context."""
+    context = command.conversation
+    assert context is not None
+    return [
+        (m.role, " ".join(getattr(p, "text", type(p).__name__) for p in m.parts))
+        for m in context.messages
+    ]
+
+
+def set_detection(driver: Driver, **detection: object) -> None:
+    change = {"type": "realtime", "audio": {"input": {"turn_detection": detection or None}}}
+    events = driver.send("session.update", session=change)
+    assert types(events) == ["session.updated"]

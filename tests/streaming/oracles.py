@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pydantic
+from agents.realtime.model import RealtimeModelListener
 from agents.realtime.model_events import (
     RealtimeModelErrorEvent,
     RealtimeModelEvent,
@@ -24,7 +25,7 @@ UNTYPED = {"id", "object", "expires_at"}
 """Keys of the session object that the openai package types in REST answers only."""
 
 
-class Oracles:
+class Oracles(RealtimeModelListener):
     """Judges the events of one session, in order."""
 
     def __init__(self) -> None:

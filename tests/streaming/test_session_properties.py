@@ -12,7 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from omni.config import Config, ServerConfig
 from omni.scripted import Answer, Call, Script
-from omni.types import AudioDelta, Done, Failed, TextDelta, TranscriptDone, TurnScore, Usage
+from omni.types import (
+    AudioDelta,
+    Done,
+    Failed,
+    Output,
+    TextDelta,
+    TranscriptDone,
+    TurnScore,
+    Usage,
+)
 from tests.streaming.driver import Driver, silence, tone
 from tests.streaming.invariants import CommandInvariants, EventInvariants
 
@@ -228,7 +237,7 @@ class SessionMachine(RuleBasedStateMachine):
     def send_nonsense(self, raw: str | bytes) -> None:
         events = self.driver.send_raw(raw)
         num_errors = sum(e["type"] == "error" for e in events)
-        assert num_errors == (not self.is_closed) or raw.endswith('"AAAA"}')
+        assert num_errors == (not self.is_closed)
 
     # --- the assistant and time ------------------------------------------------------------------
 
@@ -249,16 +258,15 @@ class SessionMachine(RuleBasedStateMachine):
         open_turn = self.driver.session.hearing.turn
         id_ = data.draw(st.sampled_from([*ids, open_turn.id] if open_turn else ids))
         session = "sess_1"
-        self.driver.handle(
-            {
-                "text": TextDelta(session, id_, " word"),
-                "audio": AudioDelta(session, id_, bytes(4800)),
-                "failed": Failed(session, id_, "server_error", "it broke"),
-                "done": Done(session, id_, "completed", Usage()),
-                "turn": TranscriptDone(session, id_, "", 100),
-                "score": TurnScore(session, id_, 1.0, 10**9),
-            }[kind]
-        )
+        outputs: dict[str, Output] = {
+            "text": TextDelta(session, id_, " word"),
+            "audio": AudioDelta(session, id_, bytes(4800)),
+            "failed": Failed(session, id_, "server_error", "it broke"),
+            "done": Done(session, id_, "completed", Usage()),
+            "turn": TranscriptDone(session, id_, "", 100),
+            "score": TurnScore(session, id_, 1.0, 10**9),
+        }
+        self.driver.handle(outputs[kind])
 
     @rule(ms=st.sampled_from([40, 500, 2000, 12_000]))
     def wait(self, ms: int) -> None:

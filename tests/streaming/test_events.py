@@ -1,0 +1,239 @@
+"""Client events are parsed strictly; each fault has its code, its param and the client's id."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omni_streaming import events
+from omni_streaming.items import ClientError
+
+from omni.types import Usage
+from tests.streaming.oracles import check
+
+
+def fault(message: str | bytes | dict[str, Any]) -> tuple[str, str | None]:
+    """(code, param) with which a message is refused."""
+    raw = json.dumps(message) if isinstance(message, dict) else message
+    with pytest.raises(ClientError) as caught:
+        events.parse_client_event(raw)
+    return caught.value.code, caught.value.param
+
+
+def update(**session: Any) -> dict[str, Any]:
+    return {"type": "session.update", "session": {"type": "realtime", **session}}
+
+
+def item(**fields: Any) -> dict[str, Any]:
+    return {"type": "conversation.item.create", "item": fields}
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "param"),
+    [
+        (b"\x00binary", "invalid_event", None),
+        ("{", "invalid_json", None),
+        ("", "invalid_json", None),
+        ('{"type": "response.create", "event_id": NaN}', "invalid_json", None),
+        ('{"type": "response.create", "event_id": "\\ud800"}', "invalid_json", None),
+        ("[" * 100_000, "invalid_json", None),
+        ("[]", "invalid_event", None),
+        ("{}", "invalid_event", "type"),
+        ('{"type": 3}', "invalid_value", "type"),
+        ('{"type": "output_audio_buffer.clear"}', "invalid_value", "type"),
+        ('{"type": "conversation.item.created"}', "invalid_value", "type"),
+    ],
+)
+def test_what_is_no_event_is_refused(message: str | bytes, code: str, param: str | None) -> None:
+    assert fault(message) == (code, param)
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "param"),
+    [
+        ({"type": "response.create", "nonsense": 1}, "unknown_parameter", "nonsense"),
+        (update(nonsense=1), "unknown_parameter", "session.nonsense"),
+        (update(id="sess_2"), "unknown_parameter", "session.id"),
+        (
+            update(audio={"input": {"turn_detection": {"type": "server_vad", "x": 1}}}),
+            "unknown_parameter",
+            "session.audio.input.turn_detection.x",
+        ),
+        (
+            {"type": "session.update", "session": {}},
+            "missing_required_parameter",
+            "session.type",
+        ),
+        ({"type": "session.update"}, "missing_required_parameter", "session"),
+        (update(type="beta"), "invalid_value", "session.type"),
+        (update(output_modalities=["audio", "text"]), "invalid_value", "session.output_modalities"),
+        (update(max_output_tokens=0), "invalid_value", "session.max_output_tokens"),
+        (update(max_output_tokens="many"), "invalid_value", "session.max_output_tokens"),
+        (update(tool_choice="perhaps"), "invalid_value", "session.tool_choice"),
+        (update(tools=[{"type": "mcp"}]), "invalid_value", "session.tools[0].type"),
+        (
+            update(tools=[{"type": "function"}]),
+            "missing_required_parameter",
+            "session.tools[0].name",
+        ),
+        (
+            update(audio={"input": {"format": {"type": "audio/pcm", "rate": 16000}}}),
+            "invalid_value",
+            "session.audio.input.format.rate",
+        ),
+        (
+            update(audio={"input": {"turn_detection": {"threshold": 0.5}}}),
+            "missing_required_parameter",
+            "session.audio.input.turn_detection.type",
+        ),
+        (
+            update(audio={"input": {"turn_detection": {"type": "server_vad", "threshold": 2}}}),
+            "invalid_value",
+            "session.audio.input.turn_detection.threshold",
+        ),
+        (
+            update(
+                audio={"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 9}}}
+            ),
+            "invalid_value",
+            "session.audio.input.turn_detection.idle_timeout_ms",
+        ),
+        (update(audio={"output": {"speed": 2.0}}), "invalid_value", "session.audio.output.speed"),
+        (item(role="user"), "missing_required_parameter", "item.type"),
+        (item(type="message", content=[]), "missing_required_parameter", "item.role"),
+        (
+            item(type="message", role="user", content=[{"type": "input_text"}]),
+            "missing_required_parameter",
+            "item.content[0].text",
+        ),
+        (
+            item(type="message", role="assistant", content=[{"type": "output_audio"}]),
+            "invalid_value",
+            "item.content[0].type",
+        ),
+        (
+            item(type="message", role="user", content=[], id="x" * 33),
+            "invalid_value",
+            "item.id",
+        ),
+        (
+            {"type": "response.create", "response": {"metadata": {str(i): "" for i in range(17)}}},
+            "invalid_value",
+            "response.metadata",
+        ),
+        (
+            {"type": "response.create", "response": {"metadata": {"key": "x" * 513}}},
+            "invalid_value",
+            "response.metadata",
+        ),
+        (
+            {"type": "conversation.item.truncate", "item_id": "i", "content_index": 0},
+            "missing_required_parameter",
+            "audio_end_ms",
+        ),
+        (
+            {
+                "type": "conversation.item.truncate",
+                "item_id": "i",
+                "content_index": 0,
+                "audio_end_ms": -1,
+            },
+            "invalid_value",
+            "audio_end_ms",
+        ),
+    ],
+)
+def test_each_fault_has_its_code_and_param(message: dict[str, Any], code: str, param: str) -> None:
+    assert fault(message) == (code, param)
+
+
+def test_a_fault_echoes_the_clients_event_id() -> None:
+    with pytest.raises(ClientError) as caught:
+        events.parse_client_event('{"type": "no.such", "event_id": "mine"}')
+    assert caught.value.event_id == "mine"
+
+
+def test_nulls_are_absent_keys_except_where_they_mean_something() -> None:
+    parsed = events.parse_client_event(
+        json.dumps(
+            update(
+                instructions=None,
+                tools=None,
+                audio={
+                    "input": {
+                        "format": None,
+                        "turn_detection": None,
+                        "transcription": None,
+                        "noise_reduction": None,
+                    },
+                    "output": None,
+                },
+            )
+        )
+    )
+    assert isinstance(parsed, events.SessionUpdate)
+    assert parsed.session.model_dump(exclude_unset=True) == {
+        "type": "realtime",
+        "audio": {
+            "input": {"turn_detection": None, "transcription": None, "noise_reduction": None}
+        },
+    }
+
+
+def test_a_nulls_place_in_a_tools_schema_is_kept() -> None:
+    tool = {"name": "f", "parameters": {"type": "object", "default": None}}
+    parsed = events.parse_client_event(json.dumps(update(tools=[tool])))
+    assert isinstance(parsed, events.SessionUpdate)
+    assert parsed.session.model_dump()["tools"][0]["parameters"] == tool["parameters"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner),
+    max_leaves=12,
+)
+
+
+@given(kind=st.sampled_from(list(events.CLIENT_EVENTS)), fields=json_values)
+def test_any_json_is_an_event_or_a_client_error(kind: str, fields: Any) -> None:
+    extra = fields if isinstance(fields, dict) else {"session": fields, "item": fields}
+    code = None
+    try:
+        events.parse_client_event(json.dumps({**extra, "type": kind}))
+    except ClientError as error:
+        code = error.code
+    known = {"invalid_value", "invalid_json", "unknown_parameter", "missing_required_parameter"}
+    assert code in known | {None}
+
+
+@given(raw=st.text() | st.binary())
+def test_any_message_is_an_event_or_a_client_error(raw: str | bytes) -> None:
+    with pytest.raises(ClientError):
+        events.parse_client_event(raw)
+
+
+def test_errors_and_transcription_failures_satisfy_both_oracles() -> None:
+    for event in (
+        events.error("it broke", None, "server_error"),
+        events.error("no", "invalid_value", param="type", event_id="mine"),
+        events.transcription_failed("item_1", "server_error", "it broke"),
+        events.timeout_triggered("item_1", 0, 5000),
+    ):
+        check({"event_id": "event_1", **event})
+
+
+def test_usage_adds_up() -> None:
+    usage = events.usage_object(
+        Usage(
+            input_text_tokens=5,
+            input_audio_tokens=7,
+            cached_tokens=4,
+            output_text_tokens=3,
+            output_audio_tokens=2,
+        )
+    )
+    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (12, 5, 17)
+    assert usage["input_token_details"]["cached_tokens"] == 4
