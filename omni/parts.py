@@ -1,19 +1,24 @@
 """The seam to work over about 30 ms that cannot be stepped: recogniser passes, scores, speech.
 
 The assistant submits parts and gets their results back on its own thread; it never waits for one.
-:class:`omni.worker.ThreadParts` runs them on a thread; :class:`InlineParts` runs them in
-:meth:`Parts.poll`, one after another, for tests and for tools without a worker.
+:class:`ThreadParts` runs them on a thread, for :mod:`omni.worker`; :class:`InlineParts` runs them
+in :meth:`Parts.poll`, one after another, for tests and for tools without a worker.
 """
 
 from __future__ import annotations
 
 import heapq
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from omni.errors import CancelledError
+from omni.errors import CancelledError, CapacityError
 
 T = TypeVar("T")
+
+MAX_WAITING_PARTS = 64
+"""A session has at most a final pass, a partial pass, a score and a few clauses waiting."""
 
 ShouldStop = Callable[[], bool]
 """Asked by work between layers or sentences; when true, raise CancelledError or return early."""
@@ -151,3 +156,131 @@ class InlineParts:
         for job in jobs:  # lazily, so that what one `done` cancels does not run
             job.run()
             yield job
+
+
+class ThreadParts:
+    """One thread that runs parts, most urgent first.
+
+    At most ``max_waiting`` parts wait. When full, the least urgent and latest part, waiting or new,
+    is refused: its result is CapacityError.
+
+    Args:
+        on_finished: called on any thread when :meth:`poll` has something to do.
+        initialise: called once on the parts thread before the first part (thread counts).
+    """
+
+    def __init__(
+        self,
+        *,
+        max_waiting: int = MAX_WAITING_PARTS,
+        on_finished: Callable[[], None] = lambda: None,
+        initialise: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.on_finished = on_finished
+        self.num_refused = 0
+        self._max_waiting = max_waiting
+        self._initialise = initialise
+        self._lock = threading.Condition()
+        self._waiting: list[Job] = []
+        self._running: Job | None = None
+        self._finished: list[Job] = []
+        self._num_submitted = 0
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="omni-parts", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Drop what waits, ask the running part to stop and wait for the thread. Idempotent."""
+        with self._lock:
+            self._is_stopping = True
+            self._waiting.clear()
+            if self._running is not None:
+                self._running.is_cancelled = True
+            self._lock.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(
+        self,
+        priority: int,
+        work: Callable[[ShouldStop], T],
+        done: Callable[[T | BaseException], None],
+    ) -> Ticket:
+        refused: Job | None = None
+        with self._lock:
+            self._num_submitted += 1
+            job = Job(priority, self._num_submitted, work, done)
+            heapq.heappush(self._waiting, job)
+            if len(self._waiting) > self._max_waiting:
+                refused = max(self._waiting)
+                self._remove(refused)
+                refused.result = CapacityError(
+                    f"more than {self._max_waiting} parts are waiting; the server is overloaded"
+                )
+                self._finished.append(refused)
+                self.num_refused += 1
+            self._lock.notify()
+        if refused is not None:
+            self.on_finished()
+        return _ThreadTicket(self, job)
+
+    def is_ready(self) -> bool:
+        return bool(self._finished)
+
+    def poll(self) -> None:
+        with self._lock:
+            finished, self._finished = self._finished, []
+        finish_all(finished)
+
+    def forget(self) -> None:
+        """Drop every part, the running one included: no ``done`` of theirs is called any more."""
+        with self._lock:
+            self._waiting.clear()
+            self._finished.clear()
+            if self._running is not None:
+                self._running.is_cancelled = True
+                self._running.done = lambda _: None
+
+    def cancel(self, job: Job) -> None:
+        """Cancel ``job`` wherever it is: waiting, running, or finished and not yet polled."""
+        with self._lock:
+            job.is_cancelled = True
+            if job not in self._waiting:
+                return
+            self._remove(job)
+            self._finished.append(job)
+        self.on_finished()
+
+    def _remove(self, job: Job) -> None:
+        self._waiting.remove(job)
+        heapq.heapify(self._waiting)
+
+    def _run(self) -> None:
+        self._initialise()
+        while True:
+            with self._lock:
+                self._running = None
+                while not self._waiting and not self._is_stopping:
+                    self._lock.wait()
+                if self._is_stopping:
+                    return
+                job = self._running = heapq.heappop(self._waiting)
+            job.run()
+            with self._lock:
+                self._finished.append(job)
+            self.on_finished()
+
+
+@dataclass(frozen=True, slots=True)
+class _ThreadTicket:
+    parts: ThreadParts
+    job: Job
+
+    def cancel(self) -> None:
+        self.parts.cancel(self.job)

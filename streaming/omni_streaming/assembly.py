@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from omni.scripted import ScriptedAssistant
 from omni_encoders.vad import VoiceActivity
 
 from omni import threads
 from omni.config import Config
 from omni.errors import ModelError
-from omni.parts import Parts
+from omni.parts import Parts, ThreadParts
+from omni.scripted import ScriptedAssistant
 from omni.types import (
     INPUT_RATE_HZ,
     Close,
@@ -34,7 +34,7 @@ from omni.types import (
     TextPart,
     TranscriptDone,
 )
-from omni.worker import Port, ThreadParts, Worker
+from omni.worker import Port, Worker
 from omni_streaming.server import Server
 
 if TYPE_CHECKING:

@@ -101,6 +101,7 @@ class Connection:
             initial=initial,
         )
         self._session_lock = asyncio.Lock()  # held while a thread is inside the session
+        self._in_thread: asyncio.Future[None] | None = None
         self._vad_state = service.vad.open()
         self._metrics = SessionMetrics(service.metrics)
         self._queue = SendQueue(limits.max_send_queue_bytes, service.new_id)
@@ -130,7 +131,10 @@ class Connection:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            unfinished: list[asyncio.Future[Any]] = [*tasks]
+            if self._in_thread is not None:
+                unfinished.append(self._in_thread)
+            await asyncio.gather(*unfinished, return_exceptions=True)
             self._session.close()
             self._worker.submit(self.session_id, self._session.commands())
             self._worker.detach(self.session_id)
@@ -170,11 +174,17 @@ class Connection:
                 await asyncio.sleep(BACKPRESSURE_POLL_S)
             async with self._session_lock:
                 if len(data) > LONG_MESSAGE_BYTES:
-                    await asyncio.to_thread(self._session.receive, data, _now_ms())
+                    await self._receive_in_thread(data)
                 else:
                     self._session.receive(data, _now_ms())
             await self._score()
             self._flush()
+
+    async def _receive_in_thread(self, data: str | bytes) -> None:
+        # Shielded: a cancelled await would leave the thread inside the session, unwaited for.
+        loop = asyncio.get_running_loop()
+        self._in_thread = loop.run_in_executor(None, self._session.receive, data, _now_ms())
+        await asyncio.shield(self._in_thread)
 
     async def _score(self) -> None:
         """Voice activity of the frames that have come in, in slices that yield to others."""

@@ -153,7 +153,16 @@ class Server:
         secret = self._keys.secret(key, time.time())
         initial = secret.session if secret else None
         asked = (initial or {}).get("type") or websocket.query_params.get("intent")
-        connection = Connection(websocket, self._service, intent=_intent(asked), initial=initial)
+        try:
+            connection = Connection(
+                websocket, self._service, intent=_intent(asked), initial=initial
+            )
+        except Exception:
+            logger.exception("a session could not be opened")
+            await self._refuse(
+                websocket, Refusal(1011, "server_error", "server_error", "no session was opened")
+            )
+            return
         task = asyncio.create_task(connection.run())
         self._connections[connection] = task
         try:

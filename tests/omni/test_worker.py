@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from omni.errors import CancelledError, CapacityError, ModelError
-from omni.parts import InlineParts, Parts
+from omni.parts import InlineParts, Parts, ThreadParts
 from omni.types import (
     Cancel,
     Close,
@@ -31,7 +31,6 @@ from omni.worker import (
     MAX_FAILED_STEPS,
     MAX_IN_FLIGHT,
     MAX_PENDING_COMMANDS,
-    ThreadParts,
     Worker,
 )
 

@@ -34,6 +34,20 @@ def tone(seconds: float) -> NDArray[np.int16]:
     return np.asarray(wave * 8000).astype(np.int16)
 
 
+def babble(seconds: float) -> NDArray[np.int16]:
+    """ "ah" and "ee" in turn, 0.12 s each: what interrupts must move as words do."""
+    at = np.arange(round(24_000 * seconds)) / 24_000
+    is_ah = (at // 0.12) % 2 == 0
+    wave = np.zeros(len(at))
+    for hz in range(120, 4000, 120):
+        ah, ee = (
+            sum(np.exp(-(((hz - formant) / 150) ** 2)) for formant in formants)
+            for formants in ((730, 1090, 2440), (270, 2290, 3010))
+        )
+        wave += np.where(is_ah, ah, ee) * np.sin(2 * np.pi * hz * at)
+    return np.asarray(wave / np.abs(wave).max() * 12_000).astype(np.int16)
+
+
 def scripted(*answers: str, transcripts: tuple[str, ...] = ("hello there",)) -> Build:
     script = Script(transcripts=transcripts, answers=tuple(Answer(text=text) for text in answers))
     return lambda parts: ScriptedAssistant(parts, script)
@@ -97,7 +111,7 @@ async def test_speaking_over_an_answer_cuts_it_and_tells_the_server_what_was_hea
         client.say(tone(0.4))
         await client.until("response.output_audio.delta")
         after = len(client.events)
-        client.say(tone(0.6))
+        client.say(babble(0.8))
         await client.until("conversation.item.truncated", after=after)
         done = (await client.until("response.done"))["response"]
         events = client.events[after:]

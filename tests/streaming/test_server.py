@@ -309,6 +309,21 @@ async def test_an_expired_session_is_closed_with_1001() -> None:
         assert client.events[-1]["error"]["code"] == "session_expired"
 
 
+async def test_a_session_that_cannot_be_opened_is_refused_with_1011(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving() as running, socket(running) as other:
+
+        def broken(**_: object) -> None:
+            raise KeyError("a bug")
+
+        monkeypatch.setattr("omni_streaming.connection.Session", broken)
+        async with socket(running, created=False) as client:
+            await refused(client, "server_error", 1011)
+        await other.answer("talk 1")
+        assert running.server.num_sessions == 1
+
+
 # --- the page ------------------------------------------------------------------------------------
 
 
