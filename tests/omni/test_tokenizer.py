@@ -80,7 +80,7 @@ def test_ids_equal_transformers(qwen: Tokenizer, reference: Qwen2Tokenizer, text
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=mixed)
+@given(text=mixed.filter(lambda text: "<|" not in text))  # transformers reads special tokens
 def test_ids_of_any_text_equal_transformers(
     qwen: Tokenizer, reference: Qwen2Tokenizer, text: str
 ) -> None:
