@@ -12,7 +12,7 @@ import pytest
 from omni_streaming.session import Session
 
 from omni.parts import Parts
-from omni.types import Cancel, Close, Command, Feed, Pause, Resume
+from omni.types import Cancel, Close, Command, Feed, Open, Pause, Resume
 from tests.streaming.serving import (
     Chatter,
     Running,
@@ -233,6 +233,32 @@ async def test_reading_stops_while_the_assistant_is_busy() -> None:
         await client.until("input_audio_buffer.cleared")
         assert not any(e["type"] == "error" for e in client.events)
         await still_talks(client)
+
+
+async def test_fifty_sessions_come_and_go_without_a_trace() -> None:
+    async def visit(running: Running, index: int) -> None:
+        # A client whose receive queue is full does not see the server's answer to its close.
+        async with socket(running, close_timeout=0.2) as client:
+            if index % 3 == 0:
+                await still_talks(client)
+            elif index % 3 == 1:
+                await client.ask("talk 1000")
+                await client.until("response.created")
+            else:
+                client.connection.transport.abort()
+
+    async with serving(settings(max_sessions=50)) as running:
+        num_tasks = len(asyncio.all_tasks())
+        await asyncio.gather(*(visit(running, index) for index in range(50)))
+        await running.until_empty()
+        await until(lambda: len(asyncio.all_tasks()) <= num_tasks)
+        assert not running.chatter.speeches
+        assert not running.chatter.paused
+        assert running.metric("omni_sessions") == 0
+        opened, closed = (
+            [c for c in running.chatter.commands if isinstance(c, kind)] for kind in (Open, Close)
+        )
+        assert len(opened) == len(closed) == 50
 
 
 async def test_parts_are_given_to_the_assistant() -> None:
