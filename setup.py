@@ -18,6 +18,7 @@ setup(
             depends=sorted(map(str, KERNELS.rglob("*.h"))),
             extra_compile_args=[
                 "-O3",
+                "-g0",
                 "-std=c++17",
                 "-fno-math-errno",
                 "-ffp-contract=off",

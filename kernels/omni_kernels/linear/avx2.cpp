@@ -91,12 +91,13 @@ OMNI_AVX2 void panel_tile(const uint8_t* w, const uint16_t* s, const uint8_t* bl
                           int64_t groups, Ahead ahead, float* sums) {
   const __m256i even_bytes = _mm256_set1_epi16(0x00ff);
   __m256 total[ROWS][2];
-  for (int m = 0; m < ROWS; ++m) total[m][0] = total[m][1] = _mm256_setzero_ps();
+  for (int m = 0; m < ROWS; ++m)
+    for (int h = 0; h < 2; ++h) total[m][h] = _mm256_loadu_ps(sums + m * kPanel + 8 * h);
   for (int64_t g = 0; g < groups; ++g) {
     const auto* pairs = reinterpret_cast<const int32_t*>(block);
     const int32_t* correction = pairs + kSteps * 2 * ROWS;
     const auto* scale = reinterpret_cast<const float*>(correction + ROWS);
-    for (int64_t i = 0; i < ahead.lines; ++i, ahead.memory += 64)
+    for (int i = 0; i < ahead.lines; ++i, ahead.memory += kLine)
       _mm_prefetch(ahead.memory, _MM_HINT_T1);
     __m256i acc[ROWS][2];
     for (int m = 0; m < ROWS; ++m) acc[m][0] = acc[m][1] = _mm256_set1_epi32(correction[m]);
@@ -137,16 +138,17 @@ OMNI_AVX2 void panel_tile(const uint8_t* w, const uint16_t* s, const uint8_t* bl
     for (int h = 0; h < 2; ++h) _mm256_storeu_ps(sums + m * kPanel + 8 * h, total[m][h]);
 }
 
-void tile(const Weight& weight, int64_t panel, int panels, const uint8_t* block, int rows,
-          const Ahead& ahead, float* sums) {
+void tile(const Weight& weight, int64_t panel, int panels, Span span, const uint8_t* block,
+          int rows, Ahead ahead, float* sums) {
+  block += span.first * record_bytes(rows);
   for (int p = 0; p < panels; ++p, ++panel, sums += int64_t{rows} * kPanel) {
-    const uint8_t* w = weight.data + panel * weight.groups * kPanelGroup;
-    const uint16_t* s = weight.scales + panel * weight.groups * kPanel;
+    const uint8_t* w = weight.data + (panel * weight.groups + span.first) * kPanelGroup;
+    const uint16_t* s = weight.scales + (panel * weight.groups + span.first) * kPanel;
     switch (rows) {
-      case 1: panel_tile<1>(w, s, block, weight.groups, ahead, sums); break;
-      case 2: panel_tile<2>(w, s, block, weight.groups, ahead, sums); break;
-      case 3: panel_tile<3>(w, s, block, weight.groups, ahead, sums); break;
-      default: panel_tile<4>(w, s, block, weight.groups, ahead, sums); break;
+      case 1: panel_tile<1>(w, s, block, span.size(), ahead, sums); break;
+      case 2: panel_tile<2>(w, s, block, span.size(), ahead, sums); break;
+      case 3: panel_tile<3>(w, s, block, span.size(), ahead, sums); break;
+      default: panel_tile<4>(w, s, block, span.size(), ahead, sums); break;
     }
   }
 }

@@ -60,21 +60,21 @@ OMNI_AVX512 void quantize(const float* x, int64_t columns, int64_t groups, int r
 }
 
 template <int PANELS, int ROWS>
-OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, const uint8_t* block,
+OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, Span span, const uint8_t* block,
                             Ahead ahead, float* sums) {
-  const int64_t groups = weight.groups;
-  const int64_t w_stride = groups * kPanelGroup;
-  const int64_t s_stride = groups * kPanel;
-  const uint8_t* w = weight.data + panel * w_stride;
-  const uint16_t* s = weight.scales + panel * s_stride;
+  const int64_t w_stride = weight.groups * kPanelGroup;
+  const int64_t s_stride = weight.groups * kPanel;
+  const uint8_t* w = weight.data + panel * w_stride + span.first * kPanelGroup;
+  const uint16_t* s = weight.scales + panel * s_stride + span.first * kPanel;
+  block += span.first * record_bytes(ROWS);
   __m512 total[PANELS][ROWS];
   for (int p = 0; p < PANELS; ++p)
-    for (int m = 0; m < ROWS; ++m) total[p][m] = _mm512_setzero_ps();
-  for (int64_t g = 0; g < groups; ++g) {
+    for (int m = 0; m < ROWS; ++m) total[p][m] = _mm512_loadu_ps(sums + (p * ROWS + m) * kPanel);
+  for (int64_t g = span.first; g < span.last; ++g) {
     const auto* quads = reinterpret_cast<const int32_t*>(block);
     const int32_t* correction = quads + kSteps * ROWS;
     const auto* scale = reinterpret_cast<const float*>(correction + ROWS);
-    for (int64_t i = 0; i < ahead.lines; ++i, ahead.memory += 64)
+    for (int i = 0; i < ahead.lines; ++i, ahead.memory += kLine)
       _mm_prefetch(ahead.memory, _MM_HINT_T1);
     __m512i acc[PANELS][ROWS];
     for (int m = 0; m < ROWS; ++m)
@@ -112,26 +112,26 @@ OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, const uint8_t* 
 }
 
 template <int ROWS>
-void row_tile(const Weight& weight, int64_t panel, int panels, const uint8_t* block,
-              const Ahead& ahead, float* sums) {
+void row_tile(const Weight& weight, int64_t panel, int panels, Span span,
+              const uint8_t* block, Ahead ahead, float* sums) {
   if (panels == 2 && ROWS > 1) {
-    panel_tile<2, ROWS>(weight, panel, block, ahead, sums);
+    panel_tile<2, ROWS>(weight, panel, span, block, ahead, sums);
     return;
   }
   // One row waits for memory only, and one stream is read faster than two.
   for (int p = 0; p < panels; ++p)
-    panel_tile<1, ROWS>(weight, panel + p, block, ahead, sums + p * ROWS * kPanel);
+    panel_tile<1, ROWS>(weight, panel + p, span, block, ahead, sums + p * ROWS * kPanel);
 }
 
-void tile(const Weight& weight, int64_t panel, int panels, const uint8_t* block, int rows,
-          const Ahead& ahead, float* sums) {
+void tile(const Weight& weight, int64_t panel, int panels, Span span, const uint8_t* block,
+          int rows, Ahead ahead, float* sums) {
   switch (rows) {
-    case 1: row_tile<1>(weight, panel, panels, block, ahead, sums); break;
-    case 2: row_tile<2>(weight, panel, panels, block, ahead, sums); break;
-    case 3: row_tile<3>(weight, panel, panels, block, ahead, sums); break;
-    case 4: row_tile<4>(weight, panel, panels, block, ahead, sums); break;
-    case 5: row_tile<5>(weight, panel, panels, block, ahead, sums); break;
-    default: row_tile<6>(weight, panel, panels, block, ahead, sums); break;
+    case 1: row_tile<1>(weight, panel, panels, span, block, ahead, sums); break;
+    case 2: row_tile<2>(weight, panel, panels, span, block, ahead, sums); break;
+    case 3: row_tile<3>(weight, panel, panels, span, block, ahead, sums); break;
+    case 4: row_tile<4>(weight, panel, panels, span, block, ahead, sums); break;
+    case 5: row_tile<5>(weight, panel, panels, span, block, ahead, sums); break;
+    default: row_tile<6>(weight, panel, panels, span, block, ahead, sums); break;
   }
 }
 

@@ -1,6 +1,11 @@
 // The quantised linear: out[M, N] = x[M, K] @ W[N, K]^T + bias. Loaded with ctypes.
+//
+// Work is cut three ways: panels of 16 outputs over threads, blocks of a few rows of x that a tile
+// keeps in registers, and, when several blocks read the same weights, spans of groups short enough
+// that two panels of a span stay in the first-level cache. None of the cuts changes a result.
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "../isa.h"
@@ -17,7 +22,9 @@ constexpr int64_t kChunksPerThread = 8;
 // Activations worth quantising on several threads.
 constexpr int64_t kParallelQuantize = 64 * 1024;
 constexpr int kTilePanels = 2;
-constexpr int kMostRows = 8;
+constexpr int kMostRows = 8;          // of a block, on any path
+constexpr int64_t kSpanGroups = 16;   // 17 KiB of weights and scales of two panels
+constexpr int64_t kPassRows = 256;    // rows whose sums one thread holds, 32 KiB
 
 const LinearPath& path() {
 #if OMNI_X86
@@ -27,7 +34,7 @@ const LinearPath& path() {
   return kScalarLinear;
 }
 
-// Scratch of one calling thread, grown and kept; helpers read it while the caller waits.
+// Memory of one calling thread, grown and kept; helpers read it while the caller waits.
 class Scratch {
  public:
   uint8_t* get(size_t bytes) {
@@ -49,69 +56,112 @@ class Scratch {
 
 thread_local Scratch scratch;
 
-}  // namespace
+struct Product {
+  const LinearPath& path;
+  const Weight weight;
+  const float* x;
+  const float* bias;
+  float* out;
+  int64_t rows, columns, outputs;
+  uint8_t* quantized = nullptr;
 
-int linear(const float* x, int64_t rows, int64_t columns, const Weight& weight, int64_t outputs,
-           const float* bias, float* out) {
-  const LinearPath& use = path();
-  // Rows are cut into blocks of nearly equal height.
-  const int64_t blocks = (rows + use.max_rows - 1) / use.max_rows;
-  const auto first_row = [&](int64_t block) { return rows * block / blocks; };
-  const int64_t row_bytes = use.record_bytes(1) * weight.groups;
-  uint8_t* quantized = scratch.get(static_cast<size_t>(rows * row_bytes));
-  if (!quantized) return -1;
+  // Blocks are of nearly equal height.
+  int64_t blocks() const { return (rows + path.max_rows - 1) / path.max_rows; }
+  int64_t first_row(int64_t block) const { return rows * block / blocks(); }
+  int height(int64_t block) const {
+    return static_cast<int>(first_row(block + 1) - first_row(block));
+  }
+  int64_t row_bytes() const { return path.record_bytes(1) * weight.groups; }
+  int64_t spans() const {
+    return blocks() == 1 ? 1 : (weight.groups + kSpanGroups - 1) / kSpanGroups;
+  }
+  Span span(int64_t index) const {
+    return {weight.groups * index / spans(), weight.groups * (index + 1) / spans()};
+  }
 
-  auto quantize = [&](int64_t block) {
+  void quantize(int64_t block) const {
     const int64_t row = first_row(block);
-    use.quantize(x + row * columns, columns, weight.groups,
-                 static_cast<int>(first_row(block + 1) - row), quantized + row * row_bytes);
-  };
-  if (blocks > 1 && rows * columns >= kParallelQuantize)
-    parallel_for(blocks, quantize);
-  else
-    for (int64_t block = 0; block < blocks; ++block) quantize(block);
+    path.quantize(x + row * columns, columns, weight.groups, height(block),
+                  quantized + row * row_bytes());
+  }
 
-  const int64_t panel_bytes = weight.groups * kPanelGroup;
-  int64_t chunk = std::min(kChunkBytes / panel_bytes,
-                           weight.panels / (kChunksPerThread * num_threads()));
-  chunk = (std::max<int64_t>(chunk, 1) + kTilePanels - 1) / kTilePanels * kTilePanels;
-  auto work = [&](int64_t index) {
-    alignas(64) float sums[kTilePanels * kMostRows * kPanel];
-    const int64_t end = std::min(weight.panels, (index + 1) * chunk);
-    for (int64_t panel = index * chunk; panel < end; panel += kTilePanels) {
+  // What block number `block` of `count` fetches while it computes span `index` of the tile at
+  // `panel`: its share of the next span, so that reading overlaps computing.
+  Ahead ahead(int64_t panel, int64_t end, int64_t index, int64_t block, int64_t count) const {
+    if (++index == spans()) {
+      index = 0;
+      panel += kTilePanels;
+    }
+    int lines = 2 * kSteps;  // per group and tile; halved while there are blocks to share them
+    for (; count > 1 && lines > 1; count /= 2) lines /= 2;
+    const int64_t line = block * lines;
+    panel += line / kSteps;
+    if (blocks() == 1 || line >= kTilePanels * kSteps || panel >= end) return {nullptr, 0};
+    const Span next = span(index);
+    return {weight.data + (panel * weight.groups + next.first) * kPanelGroup +
+                line % kSteps * next.size() * kLine,
+            lines};
+  }
+
+  // Compute panels [panel, end) for all rows.
+  void compute(int64_t panel, int64_t end) const {
+    alignas(64) float sums[kTilePanels * kPanel * (kPassRows + kMostRows)];
+    for (; panel < end; panel += kTilePanels) {
       const int panels = static_cast<int>(std::min<int64_t>(kTilePanels, end - panel));
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t row = first_row(block);
-        const int height = static_cast<int>(first_row(block + 1) - row);
-        // With many rows a tile computes for longer than it reads: each block fetches its part of
-        // the next tile, so that reading and computing overlap.
-        Ahead ahead = {nullptr, 0};
-        if (blocks > 1 && panel + kTilePanels < end) {
-          const int64_t lines = (kTilePanels * kSteps + blocks - 1) / blocks;
-          ahead = {weight.data + (panel + kTilePanels) * panel_bytes +
-                       block * lines * kLine * weight.groups,
-                   block * lines < kTilePanels * kSteps ? lines : 0};
-        }
-        use.tile(weight, panel, panels, quantized + row * row_bytes, height, ahead, sums);
-        for (int p = 0; p < panels; ++p) {
-          const int64_t n0 = (panel + p) * kPanel;
-          const int64_t width = std::min<int64_t>(kPanel, outputs - n0);
-          for (int m = 0; m < height; ++m) {
-            const float* from = sums + (p * height + m) * kPanel;
-            float* to = out + (row + m) * outputs + n0;
-            if (bias)
-              for (int64_t n = 0; n < width; ++n) to[n] = from[n] + bias[n0 + n];
-            else
-              for (int64_t n = 0; n < width; ++n) to[n] = from[n];
+      for (int64_t first = 0, last; first < blocks(); first = last) {
+        for (last = first; last < blocks() && first_row(last) - first_row(first) < kPassRows;)
+          ++last;
+        const int64_t base = first_row(first);
+        std::memset(sums, 0, sizeof(float) * panels * kPanel * (first_row(last) - base));
+        for (int64_t index = 0; index < spans(); ++index)
+          for (int64_t block = first; block < last; ++block) {
+            const int64_t row = first_row(block);
+            path.tile(weight, panel, panels, span(index), quantized + row * row_bytes(),
+                      height(block), ahead(panel, end, index, block - first, last - first),
+                      sums + (row - base) * panels * kPanel);
           }
-        }
+        for (int64_t block = first; block < last; ++block)
+          write(panel, panels, block, sums + (first_row(block) - base) * panels * kPanel);
       }
     }
-  };
-  parallel_for((weight.panels + chunk - 1) / chunk, work);
-  return 0;
-}
+  }
 
+  // Add the bias and write what lies within the matrix; sums [panels, height, kPanel].
+  void write(int64_t panel, int panels, int64_t block, const float* sums) const {
+    for (int p = 0; p < panels; ++p) {
+      const int64_t n0 = (panel + p) * kPanel;
+      const int64_t width = std::min<int64_t>(kPanel, outputs - n0);
+      for (int m = 0; m < height(block); ++m, sums += kPanel) {
+        float* to = out + (first_row(block) + m) * outputs + n0;
+        if (bias)
+          for (int64_t n = 0; n < width; ++n) to[n] = sums[n] + bias[n0 + n];
+        else
+          for (int64_t n = 0; n < width; ++n) to[n] = sums[n];
+      }
+    }
+  }
+
+  bool run() {
+    quantized = scratch.get(static_cast<size_t>(rows * row_bytes()));
+    if (!quantized) return false;
+    auto quantize_block = [this](int64_t block) { quantize(block); };
+    if (blocks() > 1 && rows * columns >= kParallelQuantize)
+      parallel_for(blocks(), quantize_block);
+    else
+      for (int64_t block = 0; block < blocks(); ++block) quantize(block);
+
+    int64_t chunk = std::min(kChunkBytes / (weight.groups * kPanelGroup),
+                             weight.panels / (kChunksPerThread * num_threads()));
+    chunk = (std::max<int64_t>(chunk, 1) + kTilePanels - 1) / kTilePanels * kTilePanels;
+    auto compute_chunk = [this, chunk](int64_t index) {
+      compute(index * chunk, std::min(weight.panels, (index + 1) * chunk));
+    };
+    parallel_for((weight.panels + chunk - 1) / chunk, compute_chunk);
+    return true;
+  }
+};
+
+}  // namespace
 }  // namespace omni
 
 // x [rows, columns], bias [outputs] or null, out [rows, outputs]: fp32, row-major, contiguous.
@@ -119,8 +169,10 @@ int linear(const float* x, int64_t rows, int64_t columns, const Weight& weight, 
 extern "C" int omni_linear(const float* x, int64_t rows, int64_t columns, const uint8_t* data,
                            const uint16_t* scales, int64_t outputs, const float* bias,
                            float* out) {
-  if (rows <= 0 || outputs <= 0) return 0;
-  const omni::Weight weight = {data, scales, (columns + omni::kGroup - 1) / omni::kGroup,
-                               (outputs + omni::kPanel - 1) / omni::kPanel};
-  return omni::linear(x, rows, columns, weight, outputs, bias, out);
+  using namespace omni;
+  if (rows <= 0 || columns <= 0 || outputs <= 0) return 0;
+  const Weight weight = {data, scales, (columns + kGroup - 1) / kGroup,
+                         (outputs + kPanel - 1) / kPanel};
+  Product product = {path(), weight, x, bias, out, rows, columns, outputs};
+  return product.run() ? 0 : -1;
 }

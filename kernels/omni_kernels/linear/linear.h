@@ -23,7 +23,12 @@ struct Weight {
 // Memory that is wanted soon: `lines` cache lines from `memory` on for each group of the tile.
 struct Ahead {
   const uint8_t* memory;
-  int64_t lines;
+  int lines;
+};
+
+struct Span {
+  int64_t first, last;  // groups
+  int64_t size() const { return last - first; }
 };
 
 // One instruction set's way to do it. A block is up to `max_rows` rows of x, quantised and laid out
@@ -34,11 +39,11 @@ struct LinearPath {
   int64_t (*record_bytes)(int rows);
   // Quantise x[rows, columns] (row stride `columns`) into `block`.
   void (*quantize)(const float* x, int64_t columns, int64_t groups, int rows, uint8_t* block);
-  // sums[panel, row, kPanel] for one or two panels starting at `panel`. Groups are added in
-  // ascending order with the same operations whatever `rows` and `panels`: a row's result never
-  // depends on its neighbours. `ahead` says what to fetch meanwhile.
-  void (*tile)(const Weight& weight, int64_t panel, int panels, const uint8_t* block, int rows,
-               const Ahead& ahead, float* sums);
+  // Add groups [span.first, span.last) to sums[panel, row, kPanel], for one or two panels from
+  // `panel` on. Groups are added in ascending order with the same operations whatever `rows`,
+  // `panels` and the spans: a row's result never depends on its neighbours.
+  void (*tile)(const Weight& weight, int64_t panel, int panels, Span span, const uint8_t* block,
+               int rows, Ahead ahead, float* sums);
 };
 
 extern const LinearPath kScalarLinear;

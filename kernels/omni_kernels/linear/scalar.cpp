@@ -65,14 +65,13 @@ float from_half(uint16_t half) {
   return sign ? -value : value;
 }
 
-void tile(const Weight& weight, int64_t panel, int panels, const uint8_t* block, int,
-          const Ahead&, float* sums) {
-  for (int p = 0; p < panels; ++p) {
-    const uint8_t* w = weight.data + (panel + p) * weight.groups * kPanelGroup;
-    const uint16_t* s = weight.scales + (panel + p) * weight.groups * kPanel;
-    const auto* record = reinterpret_cast<const Record*>(block);
-    float total[kPanel] = {};
-    for (int64_t g = 0; g < weight.groups; ++g, ++record, w += kPanelGroup, s += kPanel) {
+void tile(const Weight& weight, int64_t panel, int panels, Span span, const uint8_t* block, int,
+          Ahead, float* sums) {
+  for (int p = 0; p < panels; ++p, ++panel, sums += kPanel) {
+    const uint8_t* w = weight.data + (panel * weight.groups + span.first) * kPanelGroup;
+    const uint16_t* s = weight.scales + (panel * weight.groups + span.first) * kPanel;
+    const auto* record = reinterpret_cast<const Record*>(block) + span.first;
+    for (int64_t g = span.first; g < span.last; ++g, ++record, w += kPanelGroup, s += kPanel) {
       int32_t acc[kPanel];
       for (int32_t& value : acc) value = record->correction;
       for (int step = 0; step < kSteps; ++step) {
@@ -82,9 +81,8 @@ void tile(const Weight& weight, int64_t panel, int panels, const uint8_t* block,
           for (int j = 0; j < kStep; ++j) acc[n] += int32_t{line[n * kStep + j]} * int32_t{q[j]};
       }
       for (int n = 0; n < kPanel; ++n)
-        total[n] += static_cast<float>(acc[n]) * (from_half(s[n]) * record->scale);
+        sums[n] += static_cast<float>(acc[n]) * (from_half(s[n]) * record->scale);
     }
-    std::memcpy(sums + p * kPanel, total, sizeof(total));
   }
 }
 
