@@ -65,7 +65,7 @@ class Metrics:
         )
         self.first_audio = Histogram(
             "omni_first_audio_seconds",
-            "From the last frame of the user's speech to the first audio delta written.",
+            "From the last frame of the user's speech to the first audio delta queued for it.",
             buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
