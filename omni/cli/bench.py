@@ -24,7 +24,8 @@ backbone      quality against fp32, and speed beside llama.cpp
 hearing       word error rate and CPU time beside faster-whisper
 kernels       the C++ operations beside torch, as a share of read bandwidth
 
-All but the first need the extra `bench`, the last two a source checkout. Ratios are taken side by side in one run; close other programs. The last line is JSON."""
+All but the first need the extra `bench`, the last two a source checkout. Ratios are taken side by
+side in one run; close other programs. The last line is JSON."""
 
 BENCHMARKS = ("conversation", "backbone", "hearing", "kernels")
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
