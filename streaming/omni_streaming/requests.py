@@ -69,12 +69,10 @@ class Requests:
             events.TruncateItem: self._truncate_item,
         }
         self._handlers = handlers
-        self._now_ms = 0
         self._has_refused_audio = False
 
-    def receive(self, message: str | bytes, now_ms: int) -> None:
+    def receive(self, message: str | bytes) -> None:
         """Carry out one message."""
-        self._now_ms = now_ms
         event_id: str | None = None
         try:
             event = events.parse_client_event(message)
@@ -99,10 +97,10 @@ class Requests:
         session = self._session
         data = self._decode_base64(event.audio, "audio")
         limit_s = session.config.server.max_buffer_s
-        if session.hearing.detector is None:
+        if session.turns.is_manual:
             rate_hz = FORMAT_RATE_HZ[session.settings.input_format]
             seconds = len(data) / FORMAT_SAMPLE_BYTES[session.settings.input_format] / rate_hz
-            if session.hearing.num_buffered / INPUT_RATE_HZ + seconds > limit_s:
+            if session.turns.buffered_ms / 1000 + seconds > limit_s:
                 if not self._has_refused_audio:
                     self._has_refused_audio = True
                     raise ClientError(
@@ -113,13 +111,12 @@ class Requests:
                     )
                 return
         try:
-            session.hearing.append(data)
+            session.turns.append(data)
         except InputError as error:
             raise ClientError("invalid_value", f"Invalid 'audio': {error}.", "audio") from None
-        session.note_audio()
 
     def _commit(self, event: events.CommitAudio) -> None:
-        buffered_ms = self._session.hearing.num_buffered * 1000 // INPUT_RATE_HZ
+        buffered_ms = self._session.turns.buffered_ms
         if buffered_ms < MIN_COMMIT_MS:
             raise ClientError(
                 "input_audio_buffer_commit_empty",
@@ -127,15 +124,15 @@ class Requests:
                 f"{MIN_COMMIT_MS}ms of audio, but buffer only has {buffered_ms}ms of audio.",
             )
         self._has_refused_audio = False
-        self._session.commit_buffer()
+        self._session.turns.commit()
 
     def _clear(self, event: events.ClearAudio) -> None:
         self._has_refused_audio = False
-        self._session.clear_buffer()
+        self._session.turns.clear()
         self._session.emit(events.audio_cleared())
 
     def _played(self, event: events.AudioPlayed) -> None:
-        self._session.report_played(event.item_id, event.played_ms, self._now_ms)
+        self._session.report_played(event.item_id, event.played_ms, self._session.now_ms)
 
     # --- Items -----------------------------------------------------------------------------------
 
@@ -155,10 +152,8 @@ class Requests:
                 "item.id",
             )
         item, audio = self._new_item(event.item, "item")
-        previous = session.add_item(item, after)
+        session.add_item(item, after)
         self._hear(audio, is_kept=True)
-        session.emit(events.item_added(item.shown(), previous))
-        session.emit(events.item_done(item.shown(), previous))
         session.sync()
 
     def _new_item(self, source: AnyItem, param: str) -> tuple[Item, list[tuple[str, bytes]]]:
@@ -217,7 +212,7 @@ class Requests:
         for turn_id, data in audio:
             decoder = Decoder(session.settings.input_format)
             samples = np.concatenate([decoder.push(data), decoder.flush()])
-            session.feed_all(turn_id, samples)
+            session.turns.feed_item(turn_id, samples, is_kept=is_kept)
             if is_kept:
                 session.items.keep_audio(turn_id, float_to_pcm16(samples), INPUT_RATE_HZ)
 

@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from omni.types import OUTPUT_RATE_HZ, Mark, Usage
+from omni.types import (
+    OUTPUT_RATE_HZ,
+    AudioDelta,
+    Done,
+    Failed,
+    Mark,
+    TextDelta,
+    ToolCall,
+    Usage,
+)
 from omni_streaming import events
 from omni_streaming.audio import Encoder
 from omni_streaming.conversation import Content, Item, ItemList, Spoken
@@ -25,6 +34,7 @@ NOTICE = "Sorry, something went wrong and I cannot answer that."
 """What the user sees when a response fails before it has said anything."""
 
 Status = Literal["completed", "cancelled", "failed", "incomplete"]
+ResponseOutput = TextDelta | AudioDelta | ToolCall | Done | Failed
 
 
 class Player(Protocol):

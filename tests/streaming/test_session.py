@@ -421,3 +421,10 @@ def test_old_items_make_room() -> None:
         driver.say(text)
     assert len(of_type(driver.events, "conversation.item.deleted")) == 1
     assert [t for _, t in messages(driver.commands_of(Edit)[-1])] == ["b", "c", "d"]
+
+
+def test_nothing_follows_the_end_of_a_session() -> None:
+    driver = Driver(config=Config(server=ServerConfig(max_session_age_s=60)))
+    driver.wait(60_000, tick_ms=1000)
+    assert driver.send("response.create") == []
+    assert driver.audio(tone(600)) == []

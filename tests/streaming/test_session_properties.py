@@ -255,8 +255,8 @@ class SessionMachine(RuleBasedStateMachine):
     )
     def say_anything_about_anything(self, data: st.DataObject, kind: str) -> None:
         ids = ["resp_none", *self.events.responses, *self.events.committed]
-        open_turn = self.driver.session.hearing.turn
-        id_ = data.draw(st.sampled_from([*ids, open_turn.id] if open_turn else ids))
+        turn_id = self.driver.session.turns.open_turn_id
+        id_ = data.draw(st.sampled_from([*ids, turn_id] if turn_id else ids))
         session = "sess_1"
         outputs: dict[str, Output] = {
             "text": TextDelta(session, id_, " word"),
