@@ -186,14 +186,19 @@ class GGUFFile:
 def quantise(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """Round a matrix [rows, columns] to int8 with one float16 scale per 32 columns.
 
-    The scale is rounded first, so that the codes are the nearest ones under the scale in use.
+    The scale is rounded up to float16 first, so that no code is clipped and each is the nearest one
+    under the scale in use. A magnitude beyond 127 * 65504 gives an infinite scale.
     """
     rows, columns = values.shape
     grouped = values.reshape(rows, columns // GROUP, GROUP)
-    scales = (np.abs(grouped).max(axis=-1) / 127.0).astype(np.float16)
-    inverse = np.zeros_like(scales, np.float32)
-    np.divide(1.0, scales, out=inverse, where=scales > 0)
-    codes = np.clip(np.rint(grouped * inverse[..., None]), -127, 127).astype(np.int8)
+    exact = np.abs(grouped).max(axis=-1) / np.float32(127.0)
+    with np.errstate(over="ignore"):
+        scales = exact.astype(np.float16)
+    below = scales.astype(np.float32) < exact
+    scales[below] = np.nextafter(scales[below], np.float16(np.inf))
+    wide = scales.astype(np.float32)
+    inverse = np.divide(1.0, wide, out=np.zeros_like(wide), where=wide > 0)
+    codes = np.rint(grouped * inverse[..., None]).astype(np.int8)
     return codes.reshape(rows, columns), scales
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -25,11 +26,12 @@ from omni.models.backbone import Parameter
 from omni.models.layers import QuantisedRows
 from omni.models.weights import Checkpoint, Entry, dense_entry, quantised_entry
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever the files' meaning changes; older folders are then made anew."""
 
 _ALIGNMENT = 64  # a cache line, what the kernels load best
 _HEAD_BYTES = 1 << 16
+_DRAFT, _DRAFT_LIFE_S = ".draft-", 3600
 _DTYPES = {"uint8": torch.uint8, "int8": torch.int8, "float16": torch.float16} | {
     "float32": torch.float32
 }
@@ -69,12 +71,13 @@ def open_or_make(
         return found
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+        draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=folder.parent))
         try:
             _write(draft, plan, checkpoint, progress)
             if folder.exists():  # damaged, or of another plan: it did not map
                 shutil.rmtree(folder)
             draft.rename(folder)
+            _remove_stale(folder, checkpoint.path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
@@ -99,8 +102,26 @@ def _write(
         size = out.tell()
     if progress:
         progress(len(plan), len(plan))
-    text = json.dumps({"version": VERSION, "size": size, "parameters": index}, indent=1)
+    head = {"version": VERSION, "source": str(checkpoint.path.resolve()), "size": size}
+    text = json.dumps(head | {"parameters": index}, indent=1)
     (folder / "index.json").write_text(text, encoding="utf-8")
+
+
+def _remove_stale(folder: Path, source: Path) -> None:
+    """Remove what earlier versions made of ``source``, and drafts whose maker must have died."""
+    for other in folder.parent.iterdir():
+        if other == folder:
+            continue
+        try:
+            if other.name.startswith(_DRAFT):
+                stale = time.time() - other.stat().st_mtime > _DRAFT_LIFE_S
+            else:
+                index = json.loads((other / "index.json").read_text(encoding="utf-8"))
+                stale = index.get("source") == str(source.resolve())
+        except (OSError, ValueError, AttributeError):
+            continue
+        if stale:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _write_entry(entry: Entry, checkpoint: Checkpoint, out: IO[bytes]) -> dict[str, Any]:

@@ -170,7 +170,12 @@ def _requantised(piece: Piece, checkpoint: Checkpoint) -> Codes:
         quantise(checkpoint.dense(piece.name, first, first + _BLOCK_ROWS))
         for first in range(0, piece.shape[0], _BLOCK_ROWS)
     ]
-    return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
+    scales = np.concatenate([block[1] for block in blocks])
+    if not np.isfinite(scales).all():
+        raise ModelError(
+            f"tensor {piece.name} of {checkpoint.path} has values too large for int8 groups"
+        )
+    return np.concatenate([block[0] for block in blocks]), scales
 
 
 def _in_order(rows: NDArray[Any], heads: int) -> NDArray[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,15 +167,22 @@ def test_a_damaged_cache_is_made_anew(file: Path, tmp_path: Path, damage: str) -
     assert (folder / "weights.bin").read_bytes() == whole
 
 
-def test_a_changed_checkpoint_is_not_served_from_the_old_cache(file: Path, tmp_path: Path) -> None:
+def test_a_changed_checkpoint_takes_the_place_of_its_old_cache(file: Path, tmp_path: Path) -> None:
     load_backbone(file, home=tmp_path)
-    save_gguf(
-        make_hf("qwen2", tied=False, heads=6, kv_heads=2, seed=9),
-        file,
-        gguf.GGMLQuantizationType.Q8_0,
-    )
+    (old,) = (tmp_path / "repacked").iterdir()
+    other = tmp_path / "other.gguf"
+    shutil.copy(file, other)
+    load_backbone(other, home=tmp_path)
+    dead = tmp_path / "repacked" / ".draft-dead"
+    dead.mkdir()
+    os.utime(dead, (0, 0))
+    changed = make_hf("qwen2", tied=False, heads=6, kv_heads=2, seed=9)
+    save_gguf(changed, file, gguf.GGMLQuantizationType.Q8_0)
     load_backbone(file, home=tmp_path)
-    assert len(list((tmp_path / "repacked").iterdir())) == 2
+    left = list((tmp_path / "repacked").iterdir())
+    assert len(left) == 2  # the other file's and the new one
+    assert old not in left
+    assert dead not in left
 
 
 def test_an_unwritable_store_is_one_sentence(file: Path, tmp_path: Path) -> None:
@@ -185,10 +194,18 @@ def test_an_unwritable_store_is_one_sentence(file: Path, tmp_path: Path) -> None
 def test_requantising_is_within_half_a_step() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(64, 320)).astype(np.float32)
+    values *= np.float32(10.0) ** rng.integers(-9, 5, size=(64, 1))  # scales down to subnormal ones
     values[5, :32] = 0.0
     codes, scales = quantise(values)
     step = np.repeat(scales.astype(np.float32), 32, axis=1)
     restored = codes.astype(np.float32) * step
-    # The scale is rounded to float16, so the largest code may fall short by 127 * 2^-11 steps.
-    assert (np.abs(restored - values) <= (0.5 + 127 / 2048) * step).all()
+    assert (np.abs(restored - values) <= 0.5001 * step).all()
     assert not restored[5, :32].any()
+
+
+def test_values_beyond_float16_scales_are_refused(folder: Path, tmp_path: Path) -> None:
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.2.mlp.up_proj.weight"][7, 5] = 1e9
+
+    change_tensors(folder, enlarge)
+    assert "too large" in sentence(folder, tmp_path)
