@@ -36,7 +36,9 @@ from omni.types import (
     Message,
     Open,
     Output,
+    Pause,
     Respond,
+    Resume,
     ScoreTurn,
     Speculate,
     TranscriptDone,
@@ -80,6 +82,7 @@ class _Session:
         self.turns: dict[str, Turn] = {}
         self.texts: dict[str, str] = {}  # final transcript of each turn
         self.responses: dict[str, Response] = {}
+        self.is_paused = False
 
     @property
     def speaking(self) -> Response | None:
@@ -151,6 +154,10 @@ class Assistant:
             case Cancel():
                 if response := session.responses.get(command.response_id):
                     self._end(session, response, "cancelled")
+            case Pause():
+                self._pause(session, True)
+            case Resume():
+                self._pause(session, False)
             case Close():
                 self._close(session)
 
@@ -403,6 +410,17 @@ class Assistant:
                 stop_ids=self._model.template.stop_ids,
             ),
         )
+        if session.is_paused:
+            self._engine.hold(sequence, True)
+            response.pause(True)
+
+    def _pause(self, session: _Session, is_paused: bool) -> None:
+        """The client reads too slowly: answers stand still, listening goes on."""
+        session.is_paused = is_paused
+        for response in session.responses.values():
+            if response.sequence is not None:
+                self._engine.hold(response.sequence, is_paused)
+            response.pause(is_paused)
 
     def _take(self, token: TokenOutput) -> None:
         response = self._by_sequence.get(token.seq_id)
@@ -464,6 +482,7 @@ class Assistant:
             return
         self._by_sequence.pop(response.sequence, None)
         if response.sequence == session.sequence:
+            self._engine.hold(response.sequence, False)
             self._engine.cancel(response.sequence)
         else:
             self._engine.free(response.sequence)

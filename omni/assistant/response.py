@@ -72,6 +72,7 @@ class Response:
         self._has_text = False
         self._generation_done = False
         self._dropped = False
+        self._is_paused = False
         self._stream: SpeechStream | None = None
         self._unspoken = ""
         self._speech: Ticket | None = None
@@ -161,6 +162,8 @@ class Response:
         stream = self._stream
         if stream is None or self._speech is not None or self._dropped or self._flushed:
             return
+        if self._is_paused:
+            return
         last = self._generation_done
         if not last and not (self._unspoken and stream.ready(self._unspoken)):
             return
@@ -196,6 +199,12 @@ class Response:
                 self._speak()
 
         self._speech = self._parts.submit(priority, work, done)
+
+    def pause(self, is_paused: bool) -> None:
+        """Begin no further clause, or go on."""
+        self._is_paused = is_paused
+        if not is_paused and self.sequence is not None:
+            self._speak()
 
     def drop(self) -> None:
         """Stop speaking; results under way are ignored."""

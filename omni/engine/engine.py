@@ -274,6 +274,10 @@ class Engine:
     def set_priority(self, seq_id: int, priority: Priority) -> None:
         self._get(seq_id).priority = priority
 
+    def hold(self, seq_id: int, is_held: bool) -> None:
+        """Leave a sequence out of every step, or let it go on where it was."""
+        self._get(seq_id).is_held = is_held
+
     # --- Generating --------------------------------------------------------------------------
 
     def measure(self, seq_id: int, token_ids: NDArray[np.int64]) -> None:

@@ -47,6 +47,7 @@ class Sequence:
     slot: int
     state: State = field(default_factory=State)
     generation: Generation | None = None
+    is_held: bool = False
     waiting_since: int = 0  # step in which it was last caught up
     num_processed: int = 0
     num_cached: int = 0
@@ -54,8 +55,10 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens to compute now: the last one only when its logits are wanted."""
+        """Tokens to compute now: the last one only when its logits are wanted; none on hold."""
         state = self.state
+        if self.is_held:
+            return 0
         if self.generation:
             return len(state.token_ids) - state.num_computed
         return max(0, len(state.token_ids) - 1 - state.num_computed)

@@ -34,8 +34,10 @@ from omni.types import (
     Message,
     Open,
     Output,
+    Pause,
     Respond,
     ResponseConfig,
+    Resume,
     ScoreTurn,
     Speculate,
     TextDelta,
@@ -322,3 +324,27 @@ def test_closing_amid_an_answer_frees_everything(
         assistant.step()
     assistant.submit(Close("s"))
     assert not run(assistant)
+
+
+def test_a_paused_session_stands_still_and_says_the_same_afterwards(assistant: Assistant) -> None:
+    messages = (user("Tell me about the moon."),)
+    for session in ("slow", "quick"):
+        assistant.submit(Open(session, Conversation(messages=messages)))
+        assistant.submit(Respond(session, "r", ResponseConfig(max_output_tokens=40)))
+    outputs: list[Output] = []
+    while len(text_of([o for o in outputs if o.session_id == "slow"])) < 20:
+        outputs += assistant.step()
+    assistant.submit(Pause("slow"))
+    outputs += run(assistant)
+    waiting = [o for o in outputs if o.session_id == "slow"]
+    assert not [o for o in waiting if isinstance(o, Done)]
+    assert [o for o in outputs if o.session_id == "quick" and isinstance(o, Done)]
+    assistant.submit(Resume("slow"))
+    outputs += run(assistant)
+
+    def said(session: str) -> tuple[str, bytes]:
+        mine = [o for o in outputs if o.session_id == session]
+        return text_of(mine), b"".join(o.pcm for o in mine if isinstance(o, AudioDelta))
+
+    assert said("slow") == said("quick")
+    assert said("slow")[1]

@@ -523,3 +523,17 @@ def test_measuring_gives_the_odds_of_the_next_token_and_changes_nothing() -> Non
     assert run.engine.tokens(seq_id) == PROMPT
     assert run.engine.is_idle(seq_id)
     assert answer(run, seq_id, 4) == greedy(TinyBackbone(), PROMPT, 4)
+
+
+def test_a_sequence_on_hold_waits_and_then_goes_on_as_if_nothing_was() -> None:
+    run = make()
+    held, free = (run.engine.add(PROMPT, priority=RESPONDING) for _ in range(2))
+    for seq_id in (held, free):
+        run.engine.generate(seq_id, SamplingParams(max_tokens=5))
+    run.engine.hold(held, True)
+    run.drain()
+    assert len(run.generated(free)) == 5
+    assert run.generated(held) == []
+    run.engine.hold(held, False)
+    run.drain()
+    assert run.generated(held) == run.generated(free)
