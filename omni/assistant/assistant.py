@@ -82,6 +82,7 @@ class _Session:
         self.turns: dict[str, Turn] = {}
         self.texts: dict[str, str] = {}  # final transcript of each turn
         self.responses: dict[str, Response] = {}
+        self.guesses: dict[str, Response] = {}  # speculations that ended before their turn did
         self.is_paused = False
 
     @property
@@ -154,6 +155,8 @@ class Assistant:
             case Cancel():
                 if response := session.responses.get(command.response_id):
                     self._end(session, response, "cancelled")
+                if guess := session.guesses.pop(command.response_id, None):
+                    self._drop_guess(guess)
             case Pause():
                 self._pause(session, True)
             case Resume():
@@ -224,6 +227,8 @@ class Assistant:
             turn.drop()
         for response in list(session.responses.values()):
             self._release(session, response)
+        for guess in session.guesses.values():
+            self._drop_guess(guess)
         if session.sequence is not None:
             self._engine.free(session.sequence)
         self._sessions.pop(session.session_id, None)
@@ -271,6 +276,7 @@ class Assistant:
                 self._start_when_ready(session, response)
         if turn.is_ended:
             self._retire(session, turn)
+            self._advance(session)
 
     def _retire(self, session: _Session, turn: Turn) -> None:
         """The turn has ended and its text is known: say so, and let its audio go."""
@@ -280,7 +286,6 @@ class Assistant:
                 session.session_id, turn.turn_id, turn.final_text, turn.duration_ms, turn.language
             )
         )
-        self._advance(session)
 
     # --- responding ------------------------------------------------------------------------------
 
@@ -306,7 +311,8 @@ class Assistant:
         turn.hear_to_the_end()
 
     def _confirm(self, session: _Session, command: Confirm) -> None:
-        response = session.responses.get(command.response_id)
+        guess = session.guesses.pop(command.response_id, None)
+        response = guess or session.responses.get(command.response_id)
         if response is None or (turn := response.turn) is None or not response.is_speculative:
             return
         response.is_speculative = False
@@ -473,19 +479,27 @@ class Assistant:
         self._advance(session)
 
     def _release(self, session: _Session, response: Response) -> None:
-        """Let go of everything the response holds, except the session's own sequence."""
+        """Let go of everything the response holds, except the session's own sequence.
+
+        A speculation that ended by itself keeps its sequence until it is confirmed or cancelled.
+        """
         session.responses.pop(response.response_id, None)
         response.drop()
-        if response.is_speculative and response.turn is not None:
-            response.turn.resume()
-        if response.sequence is None:
-            return
-        self._by_sequence.pop(response.sequence, None)
-        if response.sequence == session.sequence:
+        if response.sequence is not None:
+            self._by_sequence.pop(response.sequence, None)
             self._engine.hold(response.sequence, False)
             self._engine.cancel(response.sequence)
-        else:
+        if response.is_speculative:
+            session.guesses[response.response_id] = response
+        elif response.sequence not in (None, session.sequence):
             self._engine.free(response.sequence)
+
+    def _drop_guess(self, guess: Response) -> None:
+        """The user went on: the speculation leaves no trace."""
+        if guess.sequence is not None:
+            self._engine.free(guess.sequence)
+        if guess.turn is not None:
+            guess.turn.resume()
 
 
 def _turn_ids(message: Message) -> list[str]:

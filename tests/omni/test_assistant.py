@@ -166,6 +166,43 @@ def test_a_dropped_speculation_changes_nothing(
     assert assistant.stats().num_sequences == 2
 
 
+def test_an_answer_that_was_ready_before_the_turn_ended_is_kept(
+    assistant: Assistant, question: NDArray[np.float32]
+) -> None:
+    assistant.submit(Open("s", Conversation()))
+    feed(assistant, "s", "t", question)
+    assistant.submit(Speculate("s", "t", "r", ResponseConfig()))
+    outputs = run(assistant)
+    assert done_of(outputs).reason == "completed"
+    assert not [o for o in outputs if isinstance(o, TranscriptDone)]
+    answer = text_of(outputs)
+    assistant.submit(Confirm("s", "r"))
+    messages = (
+        Message("user", (AudioPart("t"),)),
+        Message("assistant", (TextPart(answer),), "r"),
+    )
+    assistant.submit(Edit("s", Conversation(messages=messages)))
+    before = assistant.stats().num_tokens
+    outputs = run(assistant)
+    (transcript,) = [o for o in outputs if isinstance(o, TranscriptDone)]
+    assert transcript.text == "What is the capital of France?"
+    assert assistant.stats().num_sequences == 1
+    assert assistant.context_text("s").endswith(f"assistant\n{answer}<|im_end|>\n")
+    assert assistant.stats().num_tokens - before <= 3  # only the end of the answer was missing
+
+
+def test_an_answer_that_was_ready_is_forgotten_when_the_user_goes_on(
+    assistant: Assistant, question: NDArray[np.float32]
+) -> None:
+    assistant.submit(Open("s", Conversation()))
+    feed(assistant, "s", "t", question)
+    assistant.submit(Speculate("s", "t", "r", ResponseConfig()))
+    run(assistant)
+    assistant.submit(Cancel("s", "r"))
+    assert not [o for o in run(assistant) if isinstance(o, Done)]
+    assert assistant.stats().num_sequences == 1
+
+
 def test_after_an_interruption_the_context_holds_what_was_heard(assistant: Assistant) -> None:
     messages = (user("Tell me about the moon."),)
     assistant.submit(Open("s", Conversation(messages=messages)))
