@@ -65,9 +65,9 @@ class Spoken:
         self._segments: list[tuple[float, int, int]] = []  # (plays at ms, first sample, samples)
         self.num_samples = 0
         self.is_complete = False
-        self.reported_ms: int | None = None
         self.truncated_ms: int | None = None
-        self._stopped_at: int | None = None  # samples, by the clock
+        self._report: tuple[int, float] | None = None  # (samples played, at ms), from the client
+        self._stopped_at: int | None = None  # samples
 
     @property
     def duration_ms(self) -> int:
@@ -80,8 +80,21 @@ class Spoken:
         self._marks.extend(marks)
         self.num_samples += num_samples
 
+    def report(self, played_ms: int, now_ms: float) -> None:
+        """The client says what it has played; after a stop that is the exact heard point."""
+        samples = min(played_ms * OUTPUT_RATE_HZ // 1000, self.num_samples)
+        if played_ms >= self.duration_ms:
+            samples = self.num_samples
+        self._report = (samples, now_ms)
+        if self._stopped_at is not None:
+            self._stopped_at = samples
+
     def played_samples(self, now_ms: float) -> int:
-        """What has been played by the clock."""
+        """What has been played by now: since the last report if there is one, else since sent."""
+        if self._report is not None:
+            samples, at_ms = self._report
+            elapsed = int((now_ms - at_ms) * OUTPUT_RATE_HZ / 1000)
+            return min(samples + max(elapsed, 0), self.num_samples)
         played = 0
         for plays_at_ms, first, count in self._segments:
             elapsed = int((now_ms - plays_at_ms) * OUTPUT_RATE_HZ / 1000)
@@ -107,9 +120,6 @@ class Spoken:
         elif self._stopped_at is not None:
             heard = self._stopped_at
             is_all = heard >= self.num_samples
-            if self.reported_ms is not None:
-                heard = self.reported_ms * OUTPUT_RATE_HZ // 1000
-                is_all = self.reported_ms >= self.duration_ms
         else:
             return None
         return None if is_all and self.is_complete else min(heard, self.num_samples)

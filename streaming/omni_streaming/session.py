@@ -196,7 +196,7 @@ class Session:
         if self._is_over or item is None or item.spoken is None:
             return
         self._advance(now_ms)
-        item.spoken.reported_ms = played_ms
+        item.spoken.report(played_ms, self.now_ms)
         if item.spoken.is_cut:
             self.sync()
         elif self.items.last_spoken is item:

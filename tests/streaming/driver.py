@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,13 @@ from tests.streaming.oracles import Oracles
 
 RATE_HZ = 24_000
 CHUNK_MS = 20
+
+README = (Path(__file__).parents[2] / "streaming" / "README.md").read_text(encoding="utf-8")
+_TABLE = README.split("### Server events")[1].split("### Session fields")[0]
+SERVER_EVENTS = set(
+    re.findall(r"`((?:session|input_audio_buffer|conversation|response)\.[a-z_.]+|error)`", _TABLE)
+)
+"""Server events that the README lists."""
 
 
 LONG = Answer(text="one two three four five six seven eight nine ten")
@@ -92,6 +101,7 @@ class Driver:
             self.commands.append(command)
             self.assistant.submit(command)
         for event in self.session.events_to_send():
+            assert event["type"] in SERVER_EVENTS, "streaming/README.md does not list it"
             self.oracles.check(json.loads(json.dumps(event)))
             self.events.append(event)
 

@@ -94,12 +94,29 @@ def test_a_report_beats_the_clock_and_truncation_beats_the_report() -> None:
     speech = speech_of(spoken())
     speech.stop(13_000)
     assert speech.heard(TEXT) == "one two three"
-    speech.reported_ms = 1_200
+    speech.report(1_200, 13_050)
     assert speech.heard(TEXT) == "one"
     speech.truncated_ms = 2_000
     assert speech.heard(TEXT) == "one two"
-    speech.reported_ms = 4_000
+    speech.report(4_000, 13_100)
     assert speech.heard(TEXT) == "one two"
+
+
+def test_the_clock_goes_on_from_the_last_report() -> None:
+    speech = speech_of(spoken())
+    speech.report(0, 11_500)  # the client began to play 1.5 s late
+    assert speech.played_samples(12_500) == SECOND
+    speech.stop(13_600)
+    assert speech.heard(TEXT) == "one two"
+
+
+def test_an_answer_is_not_cut_by_speech_long_after_its_last_report() -> None:
+    item = spoken()
+    items = ItemList()
+    items.insert(item)
+    speech_of(item).report(1_000, 11_000)
+    items.stop_speech(60_000)
+    assert speech_of(item).heard(TEXT) == TEXT
 
 
 def test_only_the_first_stop_counts() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omni_streaming import events
 from omni_streaming.items import ClientError
+from openai.types.realtime import RealtimeServerEvent
+from pydantic import ValidationError
 
 from omni.types import Usage
+from tests.streaming.driver import README, SERVER_EVENTS
 from tests.streaming.oracles import check
 
 
@@ -237,3 +241,32 @@ def test_usage_adds_up() -> None:
     )
     assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (12, 5, 17)
     assert usage["input_token_details"]["cached_tokens"] == 4
+
+
+def test_the_readme_lists_the_client_events_that_the_code_knows() -> None:
+    table = README.split("### Client events")[1].split("### Server events")[0]
+    assert set(re.findall(r"^\| `([a-z_.]+)` \|", table, re.MULTILINE)) == set(events.CLIENT_EVENTS)
+
+
+def test_the_readme_lists_server_events_that_exist() -> None:
+    """That every event which is sent is listed, the driver checks in every test."""
+    known = {
+        get_args(member.model_fields["type"].annotation)[0]
+        for member in get_args(get_args(RealtimeServerEvent)[0])
+    }
+    assert known >= SERVER_EVENTS
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "response.done", "response": {"status": "finished"}},
+        {"type": "conversation.item.created_anew", "item": {}},
+        {"type": "input_audio_buffer.speech_started", "audio_start_ms": "0", "item_id": "item_1"},
+        {"type": "input_audio_buffer.cleared", "nonsense": 1},
+        {"type": "session.created", "session": {"type": "realtime", "nonsense": 1}},
+    ],
+)
+def test_the_oracles_reject_what_the_protocol_does_not_know(event: dict[str, Any]) -> None:
+    with pytest.raises((AssertionError, ValidationError)):
+        check({"event_id": "event_1", **event})
