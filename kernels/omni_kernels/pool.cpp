@@ -77,7 +77,7 @@ struct Pool {
   void grow(int wanted);
   void help(int id);
   bool try_slot(Slot& slot);
-  void run(Slot& slot, int64_t count, Body body, void* context);
+  void run(Slot& slot, int64_t count, Body body, void* context, bool wake);
 };
 
 std::atomic<int> thread_limit{0};
@@ -156,7 +156,7 @@ void Pool::help(int id) {
   }
 }
 
-void Pool::run(Slot& slot, int64_t count, Body body, void* context) {
+void Pool::run(Slot& slot, int64_t count, Body body, void* context, bool wake) {
   slot.body = body;
   slot.context = context;
   slot.count = count;
@@ -164,7 +164,7 @@ void Pool::run(Slot& slot, int64_t count, Body body, void* context) {
   slot.state.store(kActive, std::memory_order_release);
   epoch.fetch_add(1, std::memory_order_seq_cst);
   // Either a helper going to sleep sees the new epoch, or it is already counted here.
-  if (sleepers.load(std::memory_order_seq_cst) > 0) {
+  if (wake && sleepers.load(std::memory_order_seq_cst) > 0) {
     { std::lock_guard<std::mutex> lock(mutex); }
     work.notify_all();
   }
@@ -191,7 +191,7 @@ int num_threads() {
   return thread_limit.load(std::memory_order_relaxed);
 }
 
-void run_parallel(int64_t count, Body body, void* context) {
+void run_parallel(int64_t count, Body body, void* context, bool wake) {
   const int helpers = static_cast<int>(std::min<int64_t>(num_threads(), count)) - 1;
   if (helpers > 0) {
     Pool& shared = get_pool();
@@ -199,7 +199,7 @@ void run_parallel(int64_t count, Body body, void* context) {
     for (Slot& slot : shared.slots) {
       if (slot.taken.load(std::memory_order_relaxed)) continue;
       if (slot.taken.exchange(true, std::memory_order_acquire)) continue;
-      shared.run(slot, count, body, context);
+      shared.run(slot, count, body, context, wake);
       slot.taken.store(false, std::memory_order_release);
       return;
     }

@@ -13,12 +13,13 @@ using Body = void (*)(void* context, int64_t index);
 
 // Call body(context, i) once for each i in [0, count), in any order, on the caller and the helpers.
 // Returns when all are done. May be called from several threads at once; never from inside a body.
-void run_parallel(int64_t count, Body body, void* context);
+// Without `wake` only helpers that are awake join: for work that is over before a sleeper is up.
+void run_parallel(int64_t count, Body body, void* context, bool wake);
 
 template <class F>
-void parallel_for(int64_t count, F& f) {
+void parallel_for(int64_t count, F& f, bool wake = true) {
   run_parallel(
-      count, [](void* context, int64_t index) { (*static_cast<F*>(context))(index); }, &f);
+      count, [](void* context, int64_t index) { (*static_cast<F*>(context))(index); }, &f, wake);
 }
 
 // Threads that may work on one call, the caller included; at least 1.

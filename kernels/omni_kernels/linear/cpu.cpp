@@ -19,6 +19,8 @@ namespace {
 // long for another's last chunk, and at least one tile.
 constexpr int64_t kChunkBytes = 256 * 1024;
 constexpr int64_t kChunksPerThread = 8;
+// Weight traffic, counted again for every 8 rows, below which no helper is woken: about 15 us.
+constexpr int64_t kBriefBytes = 384 * 1024;
 // Activations worth quantising on several threads.
 constexpr int64_t kParallelQuantize = 64 * 1024;
 constexpr int kTilePanels = 2;
@@ -156,7 +158,8 @@ struct Product {
     auto compute_chunk = [this, chunk](int64_t index) {
       compute(index * chunk, std::min(weight.panels, (index + 1) * chunk));
     };
-    parallel_for((weight.panels + chunk - 1) / chunk, compute_chunk);
+    const int64_t traffic = weight.panels * weight.groups * kPanelGroup * (1 + rows / 8);
+    parallel_for((weight.panels + chunk - 1) / chunk, compute_chunk, traffic >= kBriefBytes);
     return true;
   }
 };
