@@ -262,10 +262,16 @@ class Assistant:
                 self._parts,
                 emit=self._emit,
                 on_words=lambda: self._advance(session),
+                on_urgent=self._give_way,
                 on_final=lambda t: self._heard(session, t),
             )
             session.turns[command.turn_id] = turn
         turn.feed(command.samples)
+
+    def _give_way(self) -> None:
+        for session in self._sessions.values():
+            for turn in session.turns.values():
+                turn.give_way()
 
     def _heard(self, session: _Session, turn: Turn) -> None:
         """A turn's final text is known: responses that waited for it can go on."""

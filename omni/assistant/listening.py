@@ -73,6 +73,7 @@ class Turn:
         *,
         emit: Callable[[Output], None],
         on_words: Callable[[], None],
+        on_urgent: Callable[[], None],
         on_final: Callable[[Turn], None],
     ) -> None:
         self.session_id = session_id
@@ -87,6 +88,7 @@ class Turn:
         self._parts = parts
         self._emit = emit
         self._on_words = on_words
+        self._on_urgent = on_urgent
         self._on_final = on_final
         self._state: HearingState = hearing.recogniser.open()
         self._recent: list[NDArray[np.float32]] = []
@@ -159,7 +161,15 @@ class Turn:
             self._hearing.recogniser.abandon(self._state)
         self.is_final = False
         self._is_suspended = True
+        self._on_urgent()
         self._start_pass(final=True)
+
+    def give_way(self) -> None:
+        """Somebody waits for a final pass: a partial one of this turn can be had later."""
+        if self._pass is not None and not self._pass_is_final:
+            self._pass.cancel()
+            self._pass = None
+            self._hearing.recogniser.abandon(self._state)
 
     def resume(self) -> None:
         """The user went on after all: partial passes make sense again."""
