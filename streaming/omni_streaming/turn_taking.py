@@ -285,9 +285,6 @@ class TurnTaking:
         is_confirmed = bool(respond and speculation and not speculation.is_dead and not is_empty)
         if speculation is not None and is_confirmed:
             self._queue.add(Confirm(session.session_id, speculation.response_id))
-            if any(isinstance(output, Done) for output in speculation.outputs):
-                # The assistant may have let go of a finished speculation, and with it of the turn.
-                self._queue.add(Commit(session.session_id, turn.id))
         else:
             if speculation is not None:
                 self._queue.add(Cancel(session.session_id, speculation.response_id))

@@ -228,7 +228,6 @@ class CommandInvariants:
         self.ended: set[str] = set()
         self.speculations: dict[str, str] = {}  # response -> turn
         self.responses: set[str] = set()
-        self.confirmed: str | None = None  # the turn whose speculation was confirmed last
 
     def check(self, command: Command) -> None:
         """Take the next command."""
@@ -253,8 +252,6 @@ class CommandInvariants:
                 self.turns[command.turn_id] = position
             case ScoreTurn():
                 assert command.turn_id in self.turns
-            case Commit() if command.turn_id == self.confirmed:
-                self.confirmed = None  # said twice: the confirmed speculation had finished
             case Commit() | Discard():
                 assert command.turn_id in self.turns
                 assert command.turn_id not in self.speculations.values()
@@ -266,7 +263,6 @@ class CommandInvariants:
                 self.speculations[command.response_id] = command.turn_id
             case Confirm():
                 turn_id = self.speculations.pop(command.response_id)
-                self.confirmed = turn_id
                 del self.turns[turn_id]
                 self.ended.add(turn_id)
                 self.responses.add(command.response_id)

@@ -46,7 +46,7 @@ def test_an_answer_begins_in_the_pause_and_goes_out_when_the_turn_has_ended() ->
     assert types(driver.events) == ["session.created", "input_audio_buffer.speech_started"]
     events = driver.audio(silence(200), steps=1)
     assert len(driver.commands_of(Confirm)) == 1
-    assert driver.commands_of(Respond, Cancel) == []
+    assert driver.commands_of(Respond, Commit, Cancel) == []
     # Everything that was ready goes out at once, in order.
     assert types(events)[:5] == [*TURN_END, "response.created"]
     assert of_type(events, "response.output_audio.delta")
