@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import json
 
-from omni.config import Config, EngineConfig
+from omni.config import Config, EngineConfig, ServerConfig
 from omni.scripted import Script
 from omni.types import (
+    Commit,
     Discard,
     Edit,
+    Feed,
+    Open,
+    Respond,
 )
 from tests.streaming.driver import (
     ITEM,
@@ -132,3 +136,100 @@ def test_turn_detection_can_be_switched_off_and_on_in_mid_turn() -> None:
     driver.audio(tone(300) + silence(600))
     driver.finish()
     assert driver.events[-1]["type"] == "response.done"
+
+
+def code_of(driver: Driver, type_: str, **fields: object) -> tuple[str, str | None]:
+    """(code, param) of the one error that an event causes."""
+    events = driver.send(type_, **fields)
+    assert types(events) == ["error"]
+    return events[0]["error"]["code"], events[0]["error"]["param"]
+
+
+def test_a_full_buffer_says_so_once_and_drops_what_comes() -> None:
+    driver = Driver(config=Config(server=ServerConfig(max_buffer_s=1)))
+    set_detection(driver)
+    second = base64.b64encode(silence(700)).decode()
+    assert driver.send("input_audio_buffer.append", audio=second) == []
+    refused = code_of(driver, "input_audio_buffer.append", audio=second)
+    assert refused == ("input_audio_buffer_full", "audio")
+    assert driver.send("input_audio_buffer.append", audio=second) == []
+    driver.send("input_audio_buffer.commit")
+    assert sum(len(f.samples) for f in driver.commands_of(Feed)) <= 16 * 700
+    assert driver.send("input_audio_buffer.append", audio=second) == []
+
+
+def test_faults_of_items_have_their_codes() -> None:
+    driver = Driver()
+    create = "conversation.item.create"
+    text = user_item(type="input_text", text="hello")
+    assert code_of(driver, create, item=text, previous_item_id="nothing") == (
+        "invalid_value",
+        "previous_item_id",
+    )
+    assert code_of(driver, create, item=user_item(type="input_audio")) == (
+        "missing_required_parameter",
+        "item.content[0].audio",
+    )
+    odd = base64.b64encode(b"odd").decode()
+    assert code_of(driver, create, item=user_item(type="input_audio", audio=odd)) == (
+        "invalid_value",
+        "item.content[0].audio",
+    )
+    assert code_of(driver, create, item=user_item(type="input_audio", audio="!")) == (
+        "invalid_value",
+        "item.content[0].audio",
+    )
+    driver.send(create, item={**text, "id": "mine"})
+    assert code_of(driver, create, item={**text, "id": "mine"}) == (
+        "item_create_duplicate_item_id",
+        "item.id",
+    )
+    truncate = {"item_id": "mine", "content_index": 0, "audio_end_ms": 0}
+    assert code_of(driver, "conversation.item.truncate", **truncate) == ("invalid_value", "item_id")
+    assert len(driver.session.items) == 1
+
+
+def test_a_message_longer_than_the_limit_is_refused() -> None:
+    driver = Driver(config=Config(server=ServerConfig(max_append_bytes=1000)))
+    too_long = base64.b64encode(bytes(1000)).decode()
+    assert code_of(driver, "input_audio_buffer.append", audio=too_long) == (
+        "invalid_value",
+        "audio",
+    )
+
+
+def test_a_response_takes_items_by_reference_and_by_value() -> None:
+    driver = Driver()
+    driver.send(
+        "conversation.item.create", item={**user_item(type="input_text", text="one"), "id": "mine"}
+    )
+    driver.say("two")
+    audio = base64.b64encode(tone(300)).decode()
+    driver.send(
+        "response.create",
+        response={
+            "conversation": "none",
+            "tools": [{"name": "look"}],
+            "input": [
+                {"type": "item_reference", "id": "mine"},
+                {"type": "function_call", "name": "look", "arguments": "{}"},
+                user_item(type="input_audio", audio=audio),
+            ],
+        },
+    )
+    aside = driver.commands_of(Respond)[0]
+    assert [role for role, _ in messages(aside)] == ["user", "assistant", "user"]
+    assert [t.name for t in aside.conversation.tools] == ["look"]
+    # Its audio was heard before the response was asked for.
+    assert [type(c) for c in driver.commands[-3:]] == [Feed, Commit, Respond]
+    unknown = {"input": [{"type": "item_reference", "id": "nothing"}]}
+    assert code_of(driver, "response.create", response=unknown) == (
+        "invalid_value",
+        "response.input[0].id",
+    )
+
+
+def test_a_secrets_session_is_there_from_the_start() -> None:
+    driver = Driver(initial={"type": "realtime", "instructions": "Be brief."})
+    assert driver.events[0]["session"]["instructions"] == "Be brief."
+    assert driver.commands_of(Open)[0].conversation.instructions == "Be brief."

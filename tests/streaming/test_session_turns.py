@@ -10,6 +10,7 @@ from omni.types import (
     Cancel,
     Commit,
     Confirm,
+    Done,
     Edit,
     Failed,
     Feed,
@@ -19,6 +20,7 @@ from omni.types import (
     TextDelta,
     TranscriptDone,
     TurnScore,
+    Usage,
 )
 from tests.streaming.driver import (
     DONE,
@@ -244,3 +246,48 @@ def test_a_hum_over_the_answer_does_not_interrupt() -> None:
     speak(driver, steps=0)
     driver.step(5)
     assert driver.audio(tone(600, hz=140.0) + silence(200)) == []
+
+
+# --- What seldom happens -------------------------------------------------------------------------
+
+
+def test_a_speculation_that_nobody_saw_is_taken_back() -> None:
+    driver = Driver()
+    burst = tone(500) + silence(250) + tone(500) + silence(250)
+    driver.send("input_audio_buffer.append", audio=base64.b64encode(burst).decode())
+    assert len(driver.commands_of(Speculate)) == 1
+    assert driver.commands_of(Cancel) == []
+
+
+def test_noise_known_before_the_end_of_the_turn_needs_no_assistant() -> None:
+    driver = Driver()
+    driver.audio(tone(600) + silence(200))
+    speculation = driver.commands_of(Speculate)[0]
+    driver.handle(TranscriptDone("sess_1", speculation.turn_id, " ", 800))
+    driver.audio(silence(300))
+    assert types(driver.events)[-2:] == ["response.created", "response.done"]
+    assert driver.events[-1]["response"]["output"] == []
+    assert driver.commands_of(Confirm, Respond) == []
+
+
+def test_a_response_that_the_assistant_gives_up_has_failed() -> None:
+    driver = Driver()
+    driver.send("response.create")
+    response_id = driver.commands_of(Respond)[0].response_id
+    driver.handle(Done("sess_1", response_id, "cancelled", Usage()))
+    assert driver.events[-1]["response"]["status"] == "failed"
+
+
+def test_a_failed_transcription_is_told() -> None:
+    driver = Driver()
+    transcription = {"model": "whisper-1"}
+    driver.send(
+        "session.update",
+        session={"type": "realtime", "audio": {"input": {"transcription": transcription}}},
+    )
+    speak(driver, steps=0)
+    turn_id = of_type(driver.events, "input_audio_buffer.committed")[0]["item_id"]
+    driver.handle(Failed("sess_1", turn_id, "server_error", "it broke"))
+    failed = driver.events[-1]
+    assert failed["type"] == "conversation.item.input_audio_transcription.failed"
+    assert (failed["item_id"], failed["error"]["code"]) == (turn_id, "server_error")
