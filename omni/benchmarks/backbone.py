@@ -4,7 +4,9 @@
     python -m omni.benchmarks.backbone --speed      # needs the bench extra (xllamacpp)
 
 Speed is measured in one run, round about: the same prompt ids to one process of each side, with the
-same number of threads. Other load on the machine shows in both; the ratio of the medians counts.
+same number of threads. Other load on the machine hurts the side that spins while it waits
+(llama.cpp) more, so the medians' ratio is fair on a quiet machine only; each side's best round is
+shown too, and --threads 1 takes the waiting out.
 """
 
 from __future__ import annotations
@@ -45,10 +47,9 @@ def report_quality(quality: Quality) -> None:
     print(json.dumps({"benchmark": "backbone-quality", "met": met, **asdict(quality)}))
 
 
-def measure_speed(path: Path, num_rounds: int) -> dict[str, Any]:
+def measure_speed(path: Path, num_rounds: int, num_threads: int) -> dict[str, Any]:
     """Run both sides in turn; figures of each and their ratios (ours over theirs)."""
     ids = real_text(Tokenizer.from_gguf(GGUFFile(path).metadata), PROMPT_TOKENS)
-    num_threads = threads.resolve().engine
     request = {"ids": ids, "num_tokens": ANSWER_TOKENS, "bandwidth": False}
     taken: dict[str, list[dict[str, Any]]] = {"omni": [], "llama": []}
     # Each side waits as it does by itself: ours sleeps (omni.threads), llama.cpp's spins.
@@ -69,6 +70,9 @@ def measure_speed(path: Path, num_rounds: int) -> dict[str, Any]:
     def middle(side: str, field: str) -> float:
         return median(float(answer[field]) for answer in taken[side])
 
+    def best(side: str, field: str) -> float:
+        return min(float(answer[field]) for answer in taken[side])
+
     steps = ANSWER_TOKENS - 1
     bandwidth = max(answer["bandwidth_gb_s"] for answer in taken["omni"])
     read_gb_s = taken["omni"][0]["weight_bytes"] * steps / middle("omni", "decode_s") / 1e9
@@ -83,6 +87,10 @@ def measure_speed(path: Path, num_rounds: int) -> dict[str, Any]:
         "resident_mb": {"omni": ours_mb, "llama": theirs_mb},
         "prefill_ratio": middle("llama", "prefill_s") / middle("omni", "prefill_s"),
         "decode_ratio": middle("llama", "decode_s") / middle("omni", "decode_s"),
+        "prefill_best_tokens_s": {s: PROMPT_TOKENS / best(s, "prefill_s") for s in taken},
+        "decode_best_tokens_s": {s: steps / best(s, "decode_s") for s in taken},
+        "prefill_best_ratio": best("llama", "prefill_s") / best("omni", "prefill_s"),
+        "decode_best_ratio": best("llama", "decode_s") / best("omni", "decode_s"),
         "memory_ratio": ours_mb / theirs_mb,
         "bandwidth_gb_s": bandwidth,
         "bandwidth_share": read_gb_s / bandwidth,
@@ -98,7 +106,9 @@ def report_speed(speed: dict[str, Any]) -> None:
     print(f"  {'':<22}{'omni':>9}{'llama.cpp':>11}{'ratio':>8}")
     for name, field, ratio, target in (
         ("prefill, tokens/s", "prefill_tokens_s", "prefill_ratio", f">= {PREFILL_TARGET}"),
+        ("  best round", "prefill_best_tokens_s", "prefill_best_ratio", ""),
         ("decode, tokens/s", "decode_tokens_s", "decode_ratio", f">= {DECODE_TARGET}"),
+        ("  best round", "decode_best_tokens_s", "decode_best_ratio", ""),
         ("resident memory, MB", "resident_mb", "memory_ratio", f"<= {MEMORY_LIMIT}"),
     ):
         ours, theirs = speed[field]["omni"], speed[field]["llama"]
@@ -108,8 +118,8 @@ def report_speed(speed: dict[str, Any]) -> None:
         f"{speed['bandwidth_gb_s']:.1f} GB/s that a sum over a large buffer reaches"
     )
     met = (
-        speed["prefill_ratio"] >= PREFILL_TARGET
-        and speed["decode_ratio"] >= DECODE_TARGET
+        min(speed["prefill_ratio"], speed["prefill_best_ratio"]) >= PREFILL_TARGET
+        and min(speed["decode_ratio"], speed["decode_best_ratio"]) >= DECODE_TARGET
         and speed["memory_ratio"] <= MEMORY_LIMIT
     )
     print(json.dumps({"benchmark": "backbone-speed", "met": met, **speed}))
@@ -122,6 +132,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a GGUF file (default: the 0.5B of the store)")
     parser.add_argument("--tokens", type=int, default=3072, help="tokens for --quality")
     parser.add_argument("--rounds", type=int, default=5, help="rounds for --speed")
+    parser.add_argument("--threads", type=int, default=0, help="for --speed (0: as the server)")
     arguments = parser.parse_args()
     path = arguments.model or home(Config()) / "models" / MODEL / "model.gguf"
     if not (arguments.quality or arguments.speed):
@@ -129,7 +140,8 @@ def main() -> None:
     if arguments.quality:
         report_quality(measure_quality(path, arguments.tokens))
     if arguments.speed:
-        report_speed(measure_speed(path, arguments.rounds))
+        num_threads = threads.resolve(engine=arguments.threads).engine
+        report_speed(measure_speed(path, arguments.rounds, num_threads))
 
 
 if __name__ == "__main__":
