@@ -123,7 +123,7 @@ def test_compose_publishes_on_this_machine_only_and_insists_on_a_key() -> None:
 
 # --- test-packages.sh ----------------------------------------------------------------------------
 
-PROGRAMS = ("chromium", "chromedriver", "espeak-ng", "sox")
+PROGRAMS = ("chromium", "chromedriver", "espeak-ng", "flite", "sox")
 
 
 def run_script(
@@ -163,7 +163,7 @@ def test_script_is_silent_when_all_is_there(tmp_path: Path) -> None:
 
 
 def test_script_installs_only_what_is_missing(tmp_path: Path) -> None:
-    said, calls = run_script(tmp_path, ("chromium", "sox"), "exit 0")
+    said, calls = run_script(tmp_path, ("chromium", "flite", "sox"), "exit 0")
     assert said == "installing for the tests: chromium-driver espeak-ng pocketsphinx-testdata\n"
     (call,) = calls
     assert call.endswith("chromium-driver espeak-ng pocketsphinx-testdata")
@@ -186,7 +186,7 @@ def test_script_without_apt_or_rights_says_what_is_skipped(
     said, calls = run_script(tmp_path, (), apt, is_root=is_root)
     assert calls == []
     assert said.startswith("tests that need them are skipped")
-    assert said.rstrip().endswith(": chromium chromium-driver espeak-ng sox pocketsphinx-testdata")
+    assert said.rstrip().endswith(": chromium chromium-driver espeak-ng flite sox pocketsphinx-testdata")
 
 
 def test_script_is_posix() -> None:
