@@ -24,7 +24,6 @@ constexpr int64_t kBriefBytes = 384 * 1024;
 // Activations worth quantising on several threads.
 constexpr int64_t kParallelQuantize = 64 * 1024;
 constexpr int kTilePanels = 2;
-constexpr int kMostRows = 8;          // of a block, on any path
 constexpr int64_t kSpanGroups = 16;   // 17 KiB of weights and scales of two panels
 constexpr int64_t kPassRows = 256;    // rows whose sums one thread holds, 32 KiB
 
@@ -58,47 +57,49 @@ class Scratch {
 
 thread_local Scratch scratch;
 
+// `size` things cut into `parts` of nearly equal length.
+struct Cut {
+  int64_t parts, length, longer;
+  Cut(int64_t size, int64_t most)
+      : parts((size + most - 1) / most), length(size / parts), longer(size % parts) {}
+  int64_t first(int64_t part) const { return part * length + std::min(part, longer); }
+  int64_t size(int64_t part) const { return length + (part < longer); }
+};
+
 struct Product {
   const LinearPath& path;
   const Weight weight;
   const float* x;
   const float* bias;
   float* out;
-  int64_t rows, columns, outputs;
+  const int64_t rows, columns, outputs;
+  const Cut blocks{rows, path.max_rows};
+  // One block reads its weights once and needs no spans.
+  const Cut spans{weight.groups, blocks.parts == 1 ? weight.groups : kSpanGroups};
+  const int64_t row_bytes = path.record_bytes(1) * weight.groups;
   uint8_t* quantized = nullptr;
 
-  // Blocks are of nearly equal height.
-  int64_t blocks() const { return (rows + path.max_rows - 1) / path.max_rows; }
-  int64_t first_row(int64_t block) const { return rows * block / blocks(); }
-  int height(int64_t block) const {
-    return static_cast<int>(first_row(block + 1) - first_row(block));
+  int height(int64_t block) const { return static_cast<int>(blocks.size(block)); }
+  uint8_t* quantized_block(int64_t block) const {
+    return quantized + blocks.first(block) * row_bytes;
   }
-  int64_t row_bytes() const { return path.record_bytes(1) * weight.groups; }
-  int64_t spans() const {
-    return blocks() == 1 ? 1 : (weight.groups + kSpanGroups - 1) / kSpanGroups;
-  }
-  Span span(int64_t index) const {
-    return {weight.groups * index / spans(), weight.groups * (index + 1) / spans()};
-  }
+  Span span(int64_t index) const { return {spans.first(index), spans.first(index + 1)}; }
 
   void quantize(int64_t block) const {
-    const int64_t row = first_row(block);
-    path.quantize(x + row * columns, columns, weight.groups, height(block),
-                  quantized + row * row_bytes());
+    path.quantize(x + blocks.first(block) * columns, columns, weight.groups, height(block),
+                  quantized_block(block));
   }
 
-  // What block number `block` of `count` fetches while it computes span `index` of the tile at
-  // `panel`: its share of the next span, so that reading overlaps computing.
-  Ahead ahead(int64_t panel, int64_t end, int64_t index, int64_t block, int64_t count) const {
-    if (++index == spans()) {
+  // What the `block`-th block of a pass fetches while it computes span `index` of the tile at
+  // `panel`: its share of the next span, `lines` per group, so that reading overlaps computing.
+  Ahead ahead(int64_t panel, int64_t end, int64_t index, int64_t block, int lines) const {
+    if (++index == spans.parts) {
       index = 0;
       panel += kTilePanels;
     }
-    int lines = 2 * kSteps;  // per group and tile; halved while there are blocks to share them
-    for (; count > 1 && lines > 1; count /= 2) lines /= 2;
     const int64_t line = block * lines;
     panel += line / kSteps;
-    if (blocks() == 1 || line >= kTilePanels * kSteps || panel >= end) return {nullptr, 0};
+    if (blocks.parts == 1 || line >= kTilePanels * kSteps || panel >= end) return {nullptr, 0};
     const Span next = span(index);
     return {weight.data + (panel * weight.groups + next.first) * kPanelGroup +
                 line % kSteps * next.size() * kLine,
@@ -107,23 +108,22 @@ struct Product {
 
   // Compute panels [panel, end) for all rows.
   void compute(int64_t panel, int64_t end) const {
-    alignas(64) float sums[kTilePanels * kPanel * (kPassRows + kMostRows)];
+    alignas(64) float sums[kTilePanels * kPanel * kPassRows];
     for (; panel < end; panel += kTilePanels) {
       const int panels = static_cast<int>(std::min<int64_t>(kTilePanels, end - panel));
-      for (int64_t first = 0, last; first < blocks(); first = last) {
-        for (last = first; last < blocks() && first_row(last) - first_row(first) < kPassRows;)
-          ++last;
-        const int64_t base = first_row(first);
-        std::memset(sums, 0, sizeof(float) * panels * kPanel * (first_row(last) - base));
-        for (int64_t index = 0; index < spans(); ++index)
-          for (int64_t block = first; block < last; ++block) {
-            const int64_t row = first_row(block);
-            path.tile(weight, panel, panels, span(index), quantized + row * row_bytes(),
-                      height(block), ahead(panel, end, index, block - first, last - first),
-                      sums + (row - base) * panels * kPanel);
-          }
+      for (int64_t first = 0, last; first < blocks.parts; first = last) {
+        last = std::min(blocks.parts, first + kPassRows / path.max_rows);
+        int lines = kTilePanels * kSteps;  // halved while there are blocks to share them
+        for (int64_t sharers = last - first; sharers > 1 && lines > 1; sharers /= 2) lines /= 2;
+        const int64_t base = blocks.first(first);
+        std::memset(sums, 0, sizeof(float) * panels * kPanel * (blocks.first(last) - base));
+        for (int64_t index = 0; index < spans.parts; ++index)
+          for (int64_t block = first; block < last; ++block)
+            path.tile(weight, panel, panels, span(index), quantized_block(block), height(block),
+                      ahead(panel, end, index, block - first, lines),
+                      sums + (blocks.first(block) - base) * panels * kPanel);
         for (int64_t block = first; block < last; ++block)
-          write(panel, panels, block, sums + (first_row(block) - base) * panels * kPanel);
+          write(panel, panels, block, sums + (blocks.first(block) - base) * panels * kPanel);
       }
     }
   }
@@ -133,24 +133,26 @@ struct Product {
     for (int p = 0; p < panels; ++p) {
       const int64_t n0 = (panel + p) * kPanel;
       const int64_t width = std::min<int64_t>(kPanel, outputs - n0);
-      for (int m = 0; m < height(block); ++m, sums += kPanel) {
-        float* to = out + (first_row(block) + m) * outputs + n0;
-        if (bias)
-          for (int64_t n = 0; n < width; ++n) to[n] = sums[n] + bias[n0 + n];
+      float* to = out + blocks.first(block) * outputs + n0;
+      for (int m = 0; m < height(block); ++m, sums += kPanel, to += outputs) {
+        if (width == kPanel)
+          std::memcpy(to, sums, sizeof(float) * kPanel);
         else
-          for (int64_t n = 0; n < width; ++n) to[n] = sums[n];
+          std::memcpy(to, sums, sizeof(float) * width);
+        if (bias)
+          for (int64_t n = 0; n < width; ++n) to[n] += bias[n0 + n];
       }
     }
   }
 
   bool run() {
-    quantized = scratch.get(static_cast<size_t>(rows * row_bytes()));
+    quantized = scratch.get(static_cast<size_t>(rows * row_bytes));
     if (!quantized) return false;
     auto quantize_block = [this](int64_t block) { quantize(block); };
-    if (blocks() > 1 && rows * columns >= kParallelQuantize)
-      parallel_for(blocks(), quantize_block);
+    if (blocks.parts > 1 && rows * columns >= kParallelQuantize)
+      parallel_for(blocks.parts, quantize_block);
     else
-      for (int64_t block = 0; block < blocks(); ++block) quantize(block);
+      for (int64_t block = 0; block < blocks.parts; ++block) quantize(block);
 
     int64_t chunk = std::min(kChunkBytes / (weight.groups * kPanelGroup),
                              weight.panels / (kChunksPerThread * num_threads()));
