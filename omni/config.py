@@ -49,7 +49,7 @@ class TurnConfig:
     silence_duration_ms: int = 400  # silence that ends a turn (server_vad)
     speculate_after_ms: int = 100  # silence after which a speculative answer begins
     min_speech_ms: int = 96  # speech needed before a turn starts
-    barge_in_speech_ms: int = 160  # speech needed while the assistant is speaking
+    barge_in_speech_ms: int = 96  # of words needed while the assistant is speaking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
