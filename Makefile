@@ -15,7 +15,9 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py $(wildcard kernels/omni_kernels/*/*.cpp)
+SOURCES := $(wildcard kernels/omni_kernels/*.cpp kernels/omni_kernels/*.h kernels/omni_kernels/*/*.cpp kernels/omni_kernels/*/*.h)
+
+$(STAMP): pyproject.toml setup.py $(SOURCES)
 	@echo "[1/3] virtual environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "[2/3] packages (torch is large: about 3 minutes and 6 GB the first time)"

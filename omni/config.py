@@ -47,7 +47,7 @@ class TurnConfig:
     threshold: float = 0.5  # speech probability that counts as speech
     prefix_padding_ms: int = 300  # audio kept from before the detected start
     silence_duration_ms: int = 400  # silence that ends a turn (server_vad)
-    speculate_after_ms: int = 100  # silence after which a speculative answer begins
+    speculate_after_ms: int = 64  # silence after which a speculative answer begins
     min_speech_ms: int = 96  # speech needed before a turn starts
     barge_in_speech_ms: int = 96  # of words needed while the assistant is speaking
 

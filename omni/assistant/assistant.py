@@ -359,25 +359,25 @@ class Assistant:
         try:
             if turn is not None and response.is_speculative:
                 self._measure(session, response, turn)
-            else:
-                self._start(session, response)
+            self._start(session, response)
         except OmniError as error:
             self._fail(session, response, error)
 
     def _measure(self, session: _Session, response: Response, turn: Turn) -> None:
-        """Ask the backbone whether the turn's words are a whole sentence, before answering them.
+        """Ask the backbone, in the step that begins the answer, whether the turn is a sentence.
 
-        It knows better than the sound of the voice alone, and the answer needs these tokens anyway.
+        It knows better than the sound of the voice alone.
         """
         assert session.sequence is not None
         tokens = session.context.render(
             session.conversation, session.texts, reserve_tokens=ANSWER_RESERVE_TOKENS
         )
         tokens += session.context.unfinished(turn.final_text)
-        response.sequence = self._engine.fork(session.sequence, priority=Priority.SPECULATING)
-        self._by_sequence[response.sequence] = response
-        self._engine.sync(response.sequence, tokens)
-        self._engine.measure(response.sequence, self._sentence_ends)
+        probe = self._engine.fork(session.sequence, priority=Priority.SPECULATING)
+        response.probe = probe
+        self._by_sequence[probe] = response
+        self._engine.sync(probe, tokens)
+        self._engine.measure(probe, self._sentence_ends)
 
     def _start(self, session: _Session, response: Response) -> None:
         """Give the response a sequence that ends in the assistant's header, and let it decode."""
@@ -392,11 +392,10 @@ class Assistant:
             priority = Priority.RESPONDING
         else:
             priority = Priority.SPECULATING if response.is_speculative else Priority.BACKGROUND
-        if response.sequence is None:
-            response.sequence = session.sequence
-            if not response.owns_session:
-                response.sequence = self._engine.fork(session.sequence, priority=priority)
-        sequence = response.sequence
+        sequence = session.sequence
+        if not response.owns_session:
+            sequence = self._engine.fork(session.sequence, priority=priority)
+        response.sequence = sequence
         self._by_sequence[sequence] = response
         self._engine.set_priority(sequence, priority)
         cached = self._engine.sync(sequence, tokens)
@@ -440,7 +439,7 @@ class Assistant:
             return
         session = self._sessions[response.session_id]
         if token.finish_reason == "measured":
-            self._take_measure(session, response, token.probability)
+            self._take_measure(response, token.probability)
             return
         if token.token_id is not None and token.finish_reason != "stop":
             response.take(token.token_id)
@@ -448,13 +447,16 @@ class Assistant:
             response.finish(token.finish_reason)
             self._finish_when_spoken(session, response)
 
-    def _take_measure(self, session: _Session, response: Response, probability: float) -> None:
-        if (turn := response.turn) is not None and response.is_speculative:
-            turn.complete(probability)
-        try:
-            self._start(session, response)
-        except OmniError as error:
-            self._fail(session, response, error)
+    def _take_measure(self, response: Response, probability: float) -> None:
+        self._free_probe(response)
+        if response.turn is not None and response.is_speculative:
+            response.turn.complete(probability)
+
+    def _free_probe(self, response: Response) -> None:
+        if response.probe is not None:
+            self._by_sequence.pop(response.probe)
+            self._engine.free(response.probe)
+            response.probe = None
 
     def _finish_when_spoken(self, session: _Session, response: Response) -> None:
         if response.is_complete and response.response_id in session.responses:
@@ -491,6 +493,7 @@ class Assistant:
         """
         session.responses.pop(response.response_id, None)
         response.drop()
+        self._free_probe(response)
         if response.sequence is not None:
             self._by_sequence.pop(response.sequence, None)
             self._engine.hold(response.sequence, False)

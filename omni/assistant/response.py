@@ -65,6 +65,7 @@ class Response:
         self.is_speculative = turn is not None
         self.waiting_for: set[str] = set()
         self.sequence: int | None = None
+        self.probe: int | None = None  # sequence that measures whether the turn is a sentence
         self.done_reason = "completed"
         self._usage = Usage()
         self._num_tokens = 0
