@@ -186,7 +186,8 @@ def test_script_without_apt_or_rights_says_what_is_skipped(
     said, calls = run_script(tmp_path, (), apt, is_root=is_root)
     assert calls == []
     assert said.startswith("tests that need them are skipped")
-    assert said.rstrip().endswith(": chromium chromium-driver espeak-ng flite sox pocketsphinx-testdata")
+    names = "chromium chromium-driver espeak-ng flite sox pocketsphinx-testdata"
+    assert said.rstrip().endswith(f": {names}")
 
 
 def test_script_is_posix() -> None:
