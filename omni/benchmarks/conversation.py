@@ -19,6 +19,7 @@ from omni_streaming.client import Client
 from scipy.signal import resample_poly
 
 from omni.benchmarks import material
+from omni.benchmarks.interruptions import WORDS
 from omni.benchmarks.naive import NaivePipeline, NaiveTurn
 from omni.benchmarks.questions import QUESTIONS, Question
 from omni.benchmarks.timeline import Run, speech_runs
@@ -254,7 +255,7 @@ async def pauses(url: str, count: int, log: Log) -> dict[str, Any]:
 
 async def barge_in(url: str, count: int, log: Log) -> dict[str, Any]:
     """Interruptions: how soon the client is told, and that nothing of the response follows."""
-    delays, late_deltas, cancelled = [], 0, 0
+    delays, details, late_deltas, cancelled = [], [], 0, 0
     for number in range(count):
         client = await open_client(url)
         try:
@@ -263,9 +264,8 @@ async def barge_in(url: str, count: int, log: Log) -> dict[str, Any]:
             await client.until("response.output_audio.delta")
             await asyncio.sleep(1.5)
             seen = len(client.events)
-            clip = material.speak(
-                "Wait, stop. What is the capital of Italy?", SYNTHESISERS[number % 2]
-            )
+            text = WORDS[7 * number % len(WORDS)]
+            clip = material.speak(text, SYNTHESISERS[number % 2])
             begins_s = client.say(to_pcm(clip))
             await client.said()
             await client.until("input_audio_buffer.speech_started", after=seen)
@@ -287,13 +287,14 @@ async def barge_in(url: str, count: int, log: Log) -> dict[str, Any]:
         finally:
             await client.__aexit__(None, None, None)
         delays.append(started_s - begins_s)
+        details.append({"words": text, "delay_s": delays[-1]})
     result: dict[str, Any] = {
         "count": count,
         "cancelled_turn_detected": cancelled,
         "speech_started_p50_s": percentile(delays, 0.5),
         "speech_started_p95_s": percentile(delays, 0.95),
         "late_deltas": late_deltas,
-        "delays_s": delays,
+        "clips": details,
     }
     log(
         f"  speech_started p50 {_ms(result['speech_started_p50_s'])}, "
@@ -304,7 +305,10 @@ async def barge_in(url: str, count: int, log: Log) -> dict[str, Any]:
 
 
 async def bystanders(url: str, count: int, log: Log) -> dict[str, Any]:
-    """Coughs, 'mm-hm' and the assistant's own echo at -20 dB: which of them interrupt it?"""
+    """Coughs, 'mm-hm' and the assistant's own echo at -20 dB: which of them interrupt it?
+
+    The echo is what the client plays at that moment, 60 to 150 ms late.
+    """
     results: dict[str, Any] = {}
     rng = np.random.default_rng(1)
     for kind in ("cough", "mm-hm", "echo"):
@@ -316,14 +320,14 @@ async def bystanders(url: str, count: int, log: Log) -> dict[str, Any]:
                 await client.update(instructions="Answer at length, in at least eight sentences.")
                 await client.write("Tell me a long story about the sea.")
                 await client.until("response.output_audio.delta")
-                await asyncio.sleep(0.7)
+                await asyncio.sleep(1.5)
                 seen = len(client.events)
                 if kind == "echo":
-                    answer = next(iter(client.answers.values()))
-                    heard = to_float(answer.audio[: 3 * OUTPUT_RATE_HZ])
-                    clip = level_by(heard, ECHO_DB)
+                    clip = level_by(echo_of(client, rng.uniform(0.06, 0.15)), ECHO_DB)
+                elif kind == "cough":
+                    clip = material.cough(rng)
                 else:
-                    clip = material.cough(rng) if kind == "cough" else material.mm_hm(number)
+                    clip = material.mm_hm(7 * number % material.NUM_HUMS)
                 client.say(to_pcm(clip))
                 await client.said()
                 await asyncio.sleep(0.6)
@@ -336,3 +340,10 @@ async def bystanders(url: str, count: int, log: Log) -> dict[str, Any]:
         results[kind] = {"count": count, "interrupted": interrupted}
         log(f"  {kind}: {interrupted} of {count} interrupted")
     return results
+
+
+def echo_of(client: Client, delay_s: float) -> NDArray[np.float32]:
+    """What a microphone hears of the next three seconds of playback (audio arrives ahead of it)."""
+    played = client.recording.tracks()[1]
+    start = round((client.recording.user_s - delay_s) * OUTPUT_RATE_HZ)
+    return to_float(played[start : start + 3 * OUTPUT_RATE_HZ])

@@ -28,6 +28,7 @@ All but the first need the extra `bench`, the last two a source checkout. Ratios
 side in one run; close other programs. The last line is JSON."""
 
 BENCHMARKS = ("conversation", "backbone", "hearing", "kernels")
+SCENARIOS = ("questions", "crowd", "pauses", "barge_in", "bystanders")
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "backbone": (
         ("-m", "omni.benchmarks.backbone", "--quality"),
@@ -48,6 +49,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all")
     parser.add_argument("--quick", action="store_true", help="fewer repeats: a smoke test")
+    parser.add_argument(
+        "--only", choices=SCENARIOS, help="one part of `conversation`; its result is printed only"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("docs/benchmarks"), help="folder of the results"
     )
@@ -96,24 +100,35 @@ def _conversation(config: Config, args: argparse.Namespace) -> None:
     if args.config:
         settings += ["--config", str(args.config)]
 
+    only: str | None = args.only
+
     async def measure(url: str) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        print("Questions, each beside the naive pipeline:", flush=True)
-        naive = NaivePipeline(config)
-        result["questions"] = await conversation.questions(url, 5 if quick else 20, naive, _log)
-        del naive
-        print("Four conversations at once:", flush=True)
-        result["crowd"] = await conversation.crowd(url, 4, 1 if quick else 5, _log)
-        print("Pauses inside a question:", flush=True)
-        result["pauses"] = await conversation.pauses(url, 4 if quick else 20, _log)
-        print("Interruptions:", flush=True)
-        result["barge_in"] = await conversation.barge_in(url, 2 if quick else 20, _log)
-        print("Sounds that must not interrupt:", flush=True)
-        result["bystanders"] = await conversation.bystanders(url, 2 if quick else 10, _log)
+        if only in (None, "questions"):
+            print("Questions, each beside the naive pipeline:", flush=True)
+            naive = NaivePipeline(config)
+            count = 5 if quick else 20
+            result["questions"] = await conversation.questions(url, count, naive, _log)
+            del naive
+        if only in (None, "crowd"):
+            print("Four conversations at once:", flush=True)
+            result["crowd"] = await conversation.crowd(url, 4, 1 if quick else 5, _log)
+        if only in (None, "pauses"):
+            print("Pauses inside a question:", flush=True)
+            result["pauses"] = await conversation.pauses(url, 4 if quick else 20, _log)
+        if only in (None, "barge_in"):
+            print("Interruptions:", flush=True)
+            result["barge_in"] = await conversation.barge_in(url, 2 if quick else 20, _log)
+        if only in (None, "bystanders"):
+            print("Sounds that must not interrupt:", flush=True)
+            result["bystanders"] = await conversation.bystanders(url, 2 if quick else 10, _log)
         return result
 
     with serving(settings) as url:
         result = asyncio.run(measure(url))
+    if only is not None:
+        print(json.dumps(result))
+        return
     path = report.write(args.out, "conversation", result)
     picture = report.draw_conversation(args.out, result)
     questions = result["questions"]

@@ -186,7 +186,8 @@ class InterruptionGate:
         could hold.
         """
         sound = analyse(frame)
-        counts = is_speech and not self._is_echo(sound.level_db, source_db)
+        is_echo = self._is_echo(sound.level_db, source_db)
+        counts = is_speech and not is_echo
         self._onset.append(sound if counts else None)
         while self._onset and self._onset[0] is None:
             self._onset.popleft()
