@@ -4,6 +4,7 @@ Called by :mod:`omni.worker` on the engine thread. It knows nothing of the Realt
 sockets or of clocks.
 """
 
-from omni.assistant.assistant import Assistant, PartPriority, Port
+from omni.assistant.assistant import Assistant
+from omni.assistant.priorities import PartPriority
 
-__all__ = ["Assistant", "PartPriority", "Port"]
+__all__ = ["Assistant", "PartPriority"]

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Protocol
 
 from omni.assistant.context import Context, sentence_ends
 from omni.assistant.listening import Hearing, Turn
-from omni.assistant.priorities import PartPriority
-from omni.assistant.response import Response
+from omni.assistant.response import APOLOGY, Response, wrong_language
+from omni.assistant.session import Session, asked_in, turn_ids
 from omni.engine.engine import Engine, EngineStats, Priority, SamplingParams, TokenOutput
 from omni.errors import CapacityError, OmniError
 from omni.models import LoadedModel
 from omni.parts import Parts
 from omni.speech.contract import SpeechDecoder
 from omni.types import (
-    AudioPart,
     Cancel,
     Close,
     Command,
@@ -45,50 +43,10 @@ from omni.types import (
     Usage,
 )
 
-__all__ = ["Assistant", "PartPriority", "Port"]
-
 logger = logging.getLogger(__name__)
 
 ANSWER_RESERVE_TOKENS = 1024
 """Context kept free for the answer when old messages have to be left out."""
-
-
-class Port(Protocol):
-    """What a worker drives; the other implementation is :mod:`omni.scripted`."""
-
-    def submit(self, command: Command) -> None:
-        """Accept one command; never blocks. Unknown session or response ids are ignored."""
-        ...
-
-    def step(self) -> list[Output]:
-        """Do a bounded piece of work; return what is ready."""
-        ...
-
-    def has_work(self) -> bool:
-        """Whether another step would do anything before a part finishes or a command arrives."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class _Session:
-    """One conversation: its sequence in the engine, its turns, its responses."""
-
-    def __init__(self, session_id: str, conversation: Conversation, context: Context) -> None:
-        self.session_id = session_id
-        self.conversation = conversation
-        self.context = context
-        self.sequence: int | None = None
-        self.turns: dict[str, Turn] = {}
-        self.texts: dict[str, str] = {}  # final transcript of each turn
-        self.responses: dict[str, Response] = {}
-        self.guesses: dict[str, Response] = {}  # speculations that ended before their turn did
-        self.is_paused = False
-
-    @property
-    def speaking(self) -> Response | None:
-        """The response that holds the session's own sequence, if any."""
-        return next((r for r in self.responses.values() if r.owns_session), None)
 
 
 class Assistant:
@@ -113,7 +71,7 @@ class Assistant:
         self._instructions = instructions
         self._max_tokens = min(model.context_tokens, max_context_tokens)
         self._sentence_ends = sentence_ends(model.tokenizer, model.template)
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, Session] = {}
         self._by_sequence: dict[int, Response] = {}
         self._outputs: list[Output] = []
 
@@ -142,7 +100,7 @@ class Assistant:
             case Edit():
                 session.conversation = command.conversation
                 session.context.prune(command.conversation, set(session.responses))
-                kept = {p for m in command.conversation.messages for p in _turn_ids(m)}
+                kept = {p for m in command.conversation.messages for p in turn_ids(m)}
                 kept |= set(session.turns)
                 session.texts = {k: v for k, v in session.texts.items() if k in kept}
                 self._advance(session)
@@ -210,7 +168,7 @@ class Assistant:
             instructions=self._instructions,
             max_tokens=self._max_tokens,
         )
-        session = _Session(command.session_id, command.conversation, context)
+        session = Session(command.session_id, command.conversation, context)
         self._sessions[command.session_id] = session
         try:
             session.sequence = self._engine.add(priority=Priority.LISTENING)
@@ -218,11 +176,11 @@ class Assistant:
         except CapacityError as error:
             self._fail_session(session, "rate_limit_exceeded", str(error))
 
-    def _fail_session(self, session: _Session, code: str, message: str) -> None:
+    def _fail_session(self, session: Session, code: str, message: str) -> None:
         self._close(session)
         self._outputs.append(Failed(session.session_id, None, code, message))
 
-    def _close(self, session: _Session) -> None:
+    def _close(self, session: Session) -> None:
         for turn in session.turns.values():
             turn.drop()
         for response in list(session.responses.values()):
@@ -233,7 +191,7 @@ class Assistant:
             self._engine.free(session.sequence)
         self._sessions.pop(session.session_id, None)
 
-    def _advance(self, session: _Session) -> None:
+    def _advance(self, session: Session) -> None:
         """Bring the session's sequence up to the conversation and the turn being spoken.
 
         Listening is prefill: the stable words of the turn are computed while the user still talks.
@@ -252,7 +210,7 @@ class Assistant:
 
     # --- listening -------------------------------------------------------------------------------
 
-    def _feed(self, session: _Session, command: Feed) -> None:
+    def _feed(self, session: Session, command: Feed) -> None:
         turn = session.turns.get(command.turn_id)
         if turn is None:
             turn = Turn(
@@ -273,9 +231,11 @@ class Assistant:
             for turn in session.turns.values():
                 turn.give_way()
 
-    def _heard(self, session: _Session, turn: Turn) -> None:
+    def _heard(self, session: Session, turn: Turn) -> None:
         """A turn's final text is known: responses that waited for it can go on."""
         session.texts[turn.turn_id] = turn.final_text
+        if turn.language != "en":
+            session.languages[turn.turn_id] = turn.language
         for response in list(session.responses.values()):
             if turn.turn_id in response.waiting_for:
                 response.waiting_for.discard(turn.turn_id)
@@ -284,7 +244,7 @@ class Assistant:
             self._retire(session, turn)
             self._advance(session)
 
-    def _retire(self, session: _Session, turn: Turn) -> None:
+    def _retire(self, session: Session, turn: Turn) -> None:
         """The turn has ended and its text is known: say so, and let its audio go."""
         session.turns.pop(turn.turn_id, None)
         self._outputs.append(
@@ -295,7 +255,7 @@ class Assistant:
 
     # --- responding ------------------------------------------------------------------------------
 
-    def _speculate(self, session: _Session, command: Speculate) -> None:
+    def _speculate(self, session: Session, command: Speculate) -> None:
         turn = session.turns.get(command.turn_id)
         if turn is None:
             return
@@ -316,7 +276,7 @@ class Assistant:
         response.waiting_for = {turn.turn_id}
         turn.hear_to_the_end()
 
-    def _confirm(self, session: _Session, command: Confirm) -> None:
+    def _confirm(self, session: Session, command: Confirm) -> None:
         guess = session.guesses.pop(command.response_id, None)
         response = guess or session.responses.get(command.response_id)
         if response is None or (turn := response.turn) is None or not response.is_speculative:
@@ -331,7 +291,7 @@ class Assistant:
         if turn.is_final:
             self._retire(session, turn)
 
-    def _respond(self, session: _Session, command: Respond) -> None:
+    def _respond(self, session: Session, command: Respond) -> None:
         response = Response(
             session.session_id,
             command.response_id,
@@ -344,17 +304,21 @@ class Assistant:
         response.waiting_for = {
             turn_id
             for message in conversation.messages
-            for turn_id in _turn_ids(message)
+            for turn_id in turn_ids(message)
             if turn_id in session.turns and turn_id not in session.texts
         }
         self._start_when_ready(session, response)
 
-    def _start_when_ready(self, session: _Session, response: Response) -> None:
+    def _start_when_ready(self, session: Session, response: Response) -> None:
         if response.waiting_for or response.sequence is not None:
             return  # not yet, or already
         turn = response.turn
         if turn is not None and not turn.final_text.strip():
             self._end(session, response, "completed")  # nobody said anything: nothing to answer
+            return
+        if (language := session.languages.get(asked_in(session, response))) is not None:
+            self._outputs += response.notice(wrong_language(language), self._speech)
+            self._end(session, response, "completed")
             return
         try:
             if turn is not None and response.is_speculative:
@@ -363,7 +327,7 @@ class Assistant:
         except OmniError as error:
             self._fail(session, response, error)
 
-    def _measure(self, session: _Session, response: Response, turn: Turn) -> None:
+    def _measure(self, session: Session, response: Response, turn: Turn) -> None:
         """Ask the backbone, in the step that begins the answer, whether the turn is a sentence.
 
         It knows better than the sound of the voice alone.
@@ -379,7 +343,7 @@ class Assistant:
         self._engine.sync(probe, tokens)
         self._engine.measure(probe, self._sentence_ends)
 
-    def _start(self, session: _Session, response: Response) -> None:
+    def _start(self, session: Session, response: Response) -> None:
         """Give the response a sequence that ends in the assistant's header, and let it decode."""
         assert session.sequence is not None
         conversation = response.conversation or session.conversation
@@ -425,7 +389,7 @@ class Assistant:
             self._engine.hold(sequence, True)
             response.pause(True)
 
-    def _pause(self, session: _Session, is_paused: bool) -> None:
+    def _pause(self, session: Session, is_paused: bool) -> None:
         """The client reads too slowly: answers stand still, listening goes on."""
         session.is_paused = is_paused
         for response in session.responses.values():
@@ -458,14 +422,14 @@ class Assistant:
             self._engine.free(response.probe)
             response.probe = None
 
-    def _finish_when_spoken(self, session: _Session, response: Response) -> None:
+    def _finish_when_spoken(self, session: Session, response: Response) -> None:
         if response.is_complete and response.response_id in session.responses:
             if response.is_empty:
                 self._fail(session, response, OmniError("the model gave no answer"))
             else:
                 self._end(session, response, response.done_reason)
 
-    def _end(self, session: _Session, response: Response, reason: str) -> None:
+    def _end(self, session: Session, response: Response, reason: str) -> None:
         self._release(session, response)
         assert reason in ("completed", "max_output_tokens", "cancelled")
         self._outputs.append(
@@ -473,20 +437,19 @@ class Assistant:
         )
         self._advance(session)
 
-    def _fail(self, session: _Session, response: Response, error: BaseException) -> None:
+    def _fail(self, session: Session, response: Response, error: BaseException) -> None:
         """End a response that cannot go on; the user is told aloud, never left in silence."""
         if response.response_id not in session.responses:
             return
         logger.error("response %s failed: %s", response.response_id, error)
         self._release(session, response)
-        for output in response.apology(self._speech):
-            self._outputs.append(output)
+        self._outputs += response.notice(APOLOGY, self._speech)
         self._outputs.append(
             Failed(session.session_id, response.response_id, "server_error", str(error))
         )
         self._advance(session)
 
-    def _release(self, session: _Session, response: Response) -> None:
+    def _release(self, session: Session, response: Response) -> None:
         """Let go of everything the response holds, except the session's own sequence.
 
         A speculation that ended by itself keeps its sequence until it is confirmed or cancelled.
@@ -509,7 +472,3 @@ class Assistant:
             self._engine.free(guess.sequence)
         if guess.turn is not None:
             guess.turn.resume()
-
-
-def _turn_ids(message: Message) -> list[str]:
-    return [part.turn_id for part in message.parts if isinstance(part, AudioPart)]

@@ -39,6 +39,18 @@ logger = logging.getLogger(__name__)
 APOLOGY = "Sorry, I could not answer that."
 """Said when a response fails: a person who listens must never be left in silence."""
 
+LANGUAGES = {
+    "ar": "Arabic", "de": "German", "es": "Spanish", "fr": "French", "hi": "Hindi",
+    "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "pl": "Polish",
+    "pt": "Portuguese", "ru": "Russian", "tr": "Turkish", "uk": "Ukrainian", "zh": "Chinese",
+}  # fmt: skip
+
+
+def wrong_language(code: str) -> str:
+    """What is said to a user who speaks the language ``code`` (ISO 639-1)."""
+    name = LANGUAGES.get(code, "a language other than English")
+    return f"That sounded like {name}. I only understand English."
+
 
 class Response:
     """One answer on its way from tokens to sound.
@@ -134,12 +146,14 @@ class Response:
     def finish(self, reason: str) -> None:
         """Generation has ended."""
         self._generation_done = True
-        if reason in ("length", "context"):
+        is_cut = reason in ("length", "context")
+        if is_cut:
             self.done_reason = "max_output_tokens"
         tail = self._decoder.flush()
         visible, calls = self._parser.push(tail)
         self._text(visible, calls)
-        self._text(*self._parser.flush())
+        if not is_cut:  # flushing could close a tool call that was cut off
+            self._text(*self._parser.flush())
         self._speak()
 
     def _text(self, visible: str, calls: list[FunctionCall]) -> None:
@@ -217,20 +231,20 @@ class Response:
     def total_usage(self) -> Usage:
         return replace(self._usage, output_text_tokens=self._num_tokens)
 
-    def apology(self, speech: SpeechDecoder) -> list[Output]:
-        """What the user is told when the response failed before anything was said."""
+    def notice(self, text: str, speech: SpeechDecoder) -> list[Output]:
+        """Say ``text``, which no model wrote, unless something was said already."""
         if self._has_spoken or (self._has_text and self.config.modality == "text"):
             return []
         outputs: list[Output] = []
         if not self._has_text:
-            outputs.append(TextDelta(self.session_id, self.response_id, APOLOGY))
+            outputs.append(TextDelta(self.session_id, self.response_id, text))
         if self.config.modality == "audio":
             try:
                 stream = self._open_stream(speech)
-                for chunk in (*stream.push(APOLOGY), *stream.flush()):
+                for chunk in (*stream.push(text), *stream.flush()):
                     outputs.append(
                         AudioDelta(self.session_id, self.response_id, chunk.pcm, tuple(chunk.marks))
                     )
             except Exception:  # the words still reach the client as text
-                logger.exception("the apology could not be spoken")
+                logger.exception("a notice could not be spoken")
         return outputs

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import soundfile
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
@@ -385,3 +389,25 @@ def test_a_paused_session_stands_still_and_says_the_same_afterwards(assistant: A
 
     assert said("slow") == said("quick")
     assert said("slow")[1]
+
+
+def test_another_language_is_detected_and_said(assistant: Assistant) -> None:
+    program = shutil.which("espeak-ng")
+    if program is None:
+        pytest.skip("espeak-ng is not installed (docker/test-packages.sh installs it)")
+    spanish = "Buenos días. ¿Puede decirme qué hora es, por favor? Me gustaría ir a la playa."
+    wav = subprocess.run(
+        [program, "-v", "es", "-s", "130", "--stdout", spanish], capture_output=True, check=True
+    ).stdout
+    audio, rate = soundfile.read(io.BytesIO(wav), dtype="float32")
+    audio = resample_poly(audio, INPUT_RATE_HZ, rate).astype(np.float32)
+    assistant.submit(Open("s", Conversation()))
+    feed(assistant, "s", "t", np.concatenate([audio, np.zeros(6400, np.float32)]))
+    assistant.submit(Speculate("s", "t", "r", ResponseConfig()))
+    assistant.submit(Confirm("s", "r"))
+    outputs = run(assistant)
+    (transcript,) = [o for o in outputs if isinstance(o, TranscriptDone)]
+    assert transcript.language == "es"
+    assert text_of(outputs) == "That sounded like Spanish. I only understand English."
+    assert [o for o in outputs if isinstance(o, AudioDelta)]
+    assert done_of(outputs).reason == "completed"
