@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from omni.assistant.context import Context, sentence_ends
 from omni.assistant.listening import Hearing, Turn
-from omni.assistant.response import APOLOGY, Response, wrong_language
+from omni.assistant.response import APOLOGY, Response, tool_opening, wrong_language
 from omni.assistant.session import Session, asked_in, turn_ids
 from omni.engine.engine import Engine, EngineStats, Priority, SamplingParams, TokenOutput
 from omni.errors import CapacityError, OmniError
@@ -347,17 +347,22 @@ class Assistant:
         """Give the response a sequence that ends in the assistant's header, and let it decode."""
         assert session.sequence is not None
         conversation = response.conversation or session.conversation
-        if response.config.tool_choice == "none":
+        if response.config.tool_choice == "none" or response.is_without_tools:
             conversation = replace(conversation, tools=())
         reserve = min(response.config.max_output_tokens, ANSWER_RESERVE_TOKENS)
         tokens = session.context.render(conversation, session.texts, reserve_tokens=reserve)
         tokens += session.context.answer_header(conversation)
+        opening = tool_opening(response.config.tool_choice) if conversation.tools else ""
+        if opening:
+            tokens += self._model.tokenizer.encode(opening)
         if response.owns_session:
             priority = Priority.RESPONDING
         else:
             priority = Priority.SPECULATING if response.is_speculative else Priority.BACKGROUND
         sequence = session.sequence
-        if not response.owns_session:
+        if response.sequence is not None:
+            sequence = response.sequence  # a second try
+        elif not response.owns_session:
             sequence = self._engine.fork(session.sequence, priority=priority)
         response.sequence = sequence
         self._by_sequence[sequence] = response
@@ -369,6 +374,7 @@ class Assistant:
             speech=self._speech,
             parts=self._parts,
             tools=tuple(tool.name for tool in conversation.tools),
+            opening=opening,
             emit=self._emit,
             on_spoken=lambda: self._finish_when_spoken(session, response),
             on_failed=lambda error: self._fail(session, response, error),
@@ -424,7 +430,10 @@ class Assistant:
 
     def _finish_when_spoken(self, session: Session, response: Response) -> None:
         if response.is_complete and response.response_id in session.responses:
-            if response.is_empty:
+            if response.has_refused_call and not response.is_without_tools:
+                response.is_without_tools = True  # it called what does not exist: let it speak
+                self._start(session, response)
+            elif response.is_empty:
                 self._fail(session, response, OmniError("the model gave no answer"))
             else:
                 self._end(session, response, response.done_reason)

@@ -6,6 +6,7 @@ time and in order. Knows nothing of the engine or of turns.
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from collections.abc import Callable
@@ -52,6 +53,15 @@ def wrong_language(code: str) -> str:
     return f"That sounded like {name}. I only understand English."
 
 
+def tool_opening(choice: str) -> str:
+    """How an answer is made to begin where ``choice`` (a tool_choice) wants a tool called."""
+    if choice == "required":
+        return '{"name": "'
+    if choice.startswith("function:"):
+        return f'{{"name": {json.dumps(choice.removeprefix("function:"))}, "arguments":'
+    return ""
+
+
 class Response:
     """One answer on its way from tokens to sound.
 
@@ -79,6 +89,7 @@ class Response:
         self.sequence: int | None = None
         self.probe: int | None = None  # sequence that measures whether the turn is a sentence
         self.done_reason = "completed"
+        self.is_without_tools = False
         self._usage = Usage()
         self._num_tokens = 0
         self._num_calls = 0
@@ -104,6 +115,11 @@ class Response:
         return self._generation_done and spoken
 
     @property
+    def has_refused_call(self) -> bool:
+        """Whether all it did was to call a tool that does not exist, or in broken JSON."""
+        return self.is_empty and bool(self._parser.refused)
+
+    @property
     def is_empty(self) -> bool:
         return not self._has_text and not self._num_calls
 
@@ -115,12 +131,17 @@ class Response:
         speech: SpeechDecoder,
         parts: Parts,
         tools: tuple[str, ...],
+        opening: str,
         emit: Callable[[Output], None],
         on_spoken: Callable[[], None],
         on_failed: Callable[[BaseException], None],
         usage: Usage,
     ) -> None:
-        """Set up what turns tokens into text and sound; called once, when decoding begins."""
+        """Set up what turns tokens into text and sound; called when decoding begins.
+
+        ``opening`` is the beginning of the answer that was chosen for the model.
+        """
+        self._generation_done = self._flushed = False
         self._generated = generated
         self._decoder = StreamDecoder(tokenizer, special=bool(tools))
         self._parser = ToolCallParser(tools)
@@ -129,8 +150,9 @@ class Response:
         self._on_spoken = on_spoken
         self._on_failed = on_failed
         self._usage = usage
-        if self.config.modality == "audio":
-            self._stream = self._open_stream(speech)
+        self._stream = self._open_stream(speech) if self.config.modality == "audio" else None
+        if opening:
+            self._text(*self._parser.push(opening))
 
     def _open_stream(self, speech: SpeechDecoder) -> SpeechStream:
         voice = resolve_voice(self.config.voice, speech)

@@ -312,6 +312,24 @@ def test_a_tool_is_called_and_spoken_about(assistant: Assistant) -> None:
     assert "{" not in text_of(outputs)
 
 
+@pytest.mark.parametrize("choice", ["required", "function:set_timer"])
+def test_a_tool_that_is_required_is_called(assistant: Assistant, choice: str) -> None:
+    timer = ToolSpec(
+        "set_timer",
+        "Set a timer.",
+        {"type": "object", "properties": {"minutes": {"type": "integer"}}, "required": ["minutes"]},
+    )
+    conversation = Conversation(tools=(timer,), messages=(user("Hello, wake me in 5 minutes."),))
+    assistant.submit(Open("s", conversation))
+    config = ResponseConfig(modality="text", max_output_tokens=60, tool_choice=choice)
+    assistant.submit(Respond("s", "r", config))
+    outputs = run(assistant)
+    (call,) = [o for o in outputs if isinstance(o, ToolCall)]
+    assert call.name == "set_timer"
+    assert "5" in call.arguments
+    assert not text_of(outputs)
+
+
 def test_a_voice_that_fails_ends_one_response_with_a_word(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
