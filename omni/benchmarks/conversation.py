@@ -198,14 +198,22 @@ async def crowd(url: str, num_clients: int, rounds: int, log: Log) -> dict[str, 
     """``num_clients`` conversations at once, each asking ``rounds`` questions."""
     vad = VoiceActivity()
 
+    asked = {
+        (who, number): QUESTIONS[(who * rounds + number) % len(QUESTIONS)]
+        for who in range(num_clients)
+        for number in range(rounds)
+    }
+    # Made now: synthesising while the clients run would stall every microphone.
+    clips = {key: clip_of(2 * key[1] + key[0] % 2, question) for key, question in asked.items()}
+
     async def one(who: int) -> list[Turn]:
         turns: list[Turn] = []
         client = await open_client(url)
         try:
             await asyncio.sleep(0.7 * who)
             for number in range(rounds):
-                question = QUESTIONS[(who * rounds + number) % len(QUESTIONS)]
-                turn, begins_s = await ask(client, clip_of(2 * number + who % 2, question))
+                question = asked[who, number]
+                turn, begins_s = await ask(client, clips[who, number])
                 latency(client, vad, begins_s, turn)
                 turn.question, turn.is_right = (
                     question.text,
@@ -257,6 +265,8 @@ async def barge_in(url: str, count: int, log: Log) -> dict[str, Any]:
     """Interruptions: how soon the client is told, and that nothing of the response follows."""
     delays, details, late_deltas, cancelled = [], [], 0, 0
     for number in range(count):
+        text = WORDS[7 * number % len(WORDS)]
+        clip = material.speak(text, SYNTHESISERS[number % 2])  # now: later the client would stall
         client = await open_client(url)
         try:
             await client.update(instructions="Answer at length, in at least eight sentences.")
@@ -264,8 +274,6 @@ async def barge_in(url: str, count: int, log: Log) -> dict[str, Any]:
             await client.until("response.output_audio.delta")
             await asyncio.sleep(1.5)
             seen = len(client.events)
-            text = WORDS[7 * number % len(WORDS)]
-            clip = material.speak(text, SYNTHESISERS[number % 2])
             begins_s = client.say(to_pcm(clip))
             await client.said()
             await client.until("input_audio_buffer.speech_started", after=seen)
@@ -314,6 +322,10 @@ async def bystanders(url: str, count: int, log: Log) -> dict[str, Any]:
     for kind in ("cough", "mm-hm", "echo"):
         interrupted = 0
         for number in range(count):
+            if kind == "cough":
+                clip = material.cough(rng)
+            elif kind == "mm-hm":
+                clip = material.mm_hm(7 * number % material.NUM_HUMS)
             client = await open_client(url)
             client.cuts_answers = False
             try:
@@ -324,10 +336,6 @@ async def bystanders(url: str, count: int, log: Log) -> dict[str, Any]:
                 seen = len(client.events)
                 if kind == "echo":
                     clip = level_by(echo_of(client, rng.uniform(0.06, 0.15)), ECHO_DB)
-                elif kind == "cough":
-                    clip = material.cough(rng)
-                else:
-                    clip = material.mm_hm(7 * number % material.NUM_HUMS)
                 client.say(to_pcm(clip))
                 await client.said()
                 await asyncio.sleep(0.6)
