@@ -42,9 +42,10 @@ NEUTRAL_COMPLETENESS = 0.05
 of at least 0.11 after the last word; smart-turn says 'finished' of 64% of clips cut at 55% of
 their length (AUC 0.83), so it weighs little."""
 
-FINISHED_SOUND, FINISHED_SOUND_SCORE = 0.9, 0.42
-"""Where the voice surely sounds finished the words only delay the end ("Tell me a story" might go
-on "about"): a score that makes semantic_vad wait 1.2 s of its 4 s, longer than most pauses."""
+FLOOR_OF_FINISHED_SOUND, FLOOR = 0.42, 0.25
+"""However unfinished the words look (they may be misheard, and "Tell me a story" might go on
+"about"), the score stays above this: semantic_vad then waits 1.2 s of its 4 s where the voice
+sounds finished, longer than most pauses inside a sentence, and 2.3 s where it does not."""
 
 
 def turn_score(acoustic: float | None, completeness: float | None) -> float:
@@ -52,11 +53,11 @@ def turn_score(acoustic: float | None, completeness: float | None) -> float:
     if completeness is None:
         return 0.5 if acoustic is None else acoustic
     odds = WORDS_WEIGHT * math.log(max(completeness, 1e-4) / NEUTRAL_COMPLETENESS)
-    floor = 0.0
+    floor = FLOOR
     if acoustic is not None:
         clipped = min(max(acoustic, 0.02), 0.98)
         odds += SOUND_WEIGHT * math.log(clipped / (1 - clipped))
-        floor = FINISHED_SOUND_SCORE if acoustic >= FINISHED_SOUND else 0.0
+        floor = FLOOR_OF_FINISHED_SOUND if acoustic >= 0.5 else FLOOR
     return max(floor, 1 / (1 + math.exp(-odds)))
 
 
