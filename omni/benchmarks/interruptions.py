@@ -61,8 +61,6 @@ DETECTION = Detection(
 HUMAN_SPEECH = Path("/usr/share/pocketsphinx/test/data")
 """Of the Debian package pocketsphinx-testdata: read and spontaneous speech, 16 kHz."""
 
-NUM_MADE_HUMS = material.NUM_HUMS - 6  # the others are flite's
-
 ANSWER = (
     "The sea covers most of the world. Long ago, a young sailor named Thomas left his village to "
     "see what lay beyond the horizon, and nobody expected him to come back. "
@@ -179,7 +177,7 @@ def sounds(seed: int = 0) -> Iterator[Sound]:
         yield placed("word, human", voice, label, clip, rng)
     for variant in range(material.NUM_HUMS):
         clip = material.mm_hm(variant)
-        voice = f"hum {variant % 5}" if variant < NUM_MADE_HUMS else f"flite {variant % 3}"
+        voice = _hum_voice(variant)
         yield placed("hum", voice, str(variant), clip, rng)
         clip = material.at_rate(clip, rng.uniform(0.85, 1.15))
         yield placed("hum, noise", voice, str(variant), clip, rng)
@@ -187,6 +185,12 @@ def sounds(seed: int = 0) -> Iterator[Sound]:
         yield placed("cough", f"cough {number % 4}", str(number), material.cough(rng), rng)
     for number in range(24):
         yield placed("echo", "echo", str(number), material.silence(4.0), rng, variant=number)
+
+
+def _hum_voice(variant: int) -> str:
+    if variant < 20:
+        return f"hum {variant % 5}"
+    return f"flite {(variant - 20) % 3}" if variant < 26 else f"espeak {(variant - 26) % 4}"
 
 
 def placed(
@@ -290,7 +294,7 @@ def evidence(case: Case) -> NDArray[np.float64]:
         case.frames, case.probabilities, case.arrivals_ms, case.source_db, strict=True
     ):
         onset = gate.push(frame, bool(probability >= DETECTION.threshold), float(source_db))
-        measures = features(onset) if onset else None
+        measures = features(onset, gate.loudest_db) if onset else None
         if measures is not None and len(onset) >= MIN_FRAMES:
             rows.append([at_ms, len(onset), *measures])
     return np.array(rows).reshape(-1, 2 + NUM_FEATURES)

@@ -137,23 +137,29 @@ _HUMMERS = ((110.0, 1.0), (200.0, 1.15), (140.0, 1.05), (230.0, 1.2), (90.0, 0.9
 _FLITE_HUMS = tuple(
     (voice, phones) for phones in ("pau m m hh m m pau", "pau m m m pau") for voice in FLITE_VOICES
 )
-NUM_HUMS = len(_HUMS) * len(_HUMMERS) + len(_FLITE_HUMS)
+_ESPEAK_HUMS = tuple(
+    (voice, phonemes) for phonemes in ("[[m'mh'mm]]", "[[m'm:]]") for voice in ESPEAK_VOICES
+)
+NUM_HUMS = len(_HUMS) * len(_HUMMERS) + len(_FLITE_HUMS) + len(_ESPEAK_HUMS)
 
 
 def mm_hm(variant: int) -> NDArray[np.float32]:
     """A backchannel: 'mm-hm' hummed with closed lips, at 0.7 of speech level.
 
-    ``variant`` below :data:`NUM_HUMS` picks one; the last six are flite's diphones. Synthesisers
-    that are given text or phonemes spell it out or open the lips: Whisper hears hibari and Kokoro
-    say 'Mom', 'Him' or 'Yeah' where these here are all 'Hmm.' or nothing to it.
+    ``variant`` below :data:`NUM_HUMS` picks one: 20 of our own, then flite's diphones, then
+    espeak's formants. Neural synthesisers open the lips: Whisper hears hibari and Kokoro say 'Mom',
+    'Him' or 'Yeah' for phonemes of 'mhm'.
     """
     variant %= NUM_HUMS
-    made = variant - (NUM_HUMS - len(_FLITE_HUMS))
-    if made >= 0:
-        voice, phones = _FLITE_HUMS[made]
+    spoken = variant - len(_HUMS) * len(_HUMMERS)
+    if spoken < 0:
+        audio = _hum(variant)
+    elif spoken < len(_FLITE_HUMS):
+        voice, phones = _FLITE_HUMS[spoken]
         audio = _run("flite", "-voice", voice, "-p", phones, "-o", "/dev/stdout")
     else:
-        audio = _hum(variant)
+        voice, phonemes = _ESPEAK_HUMS[spoken - len(_FLITE_HUMS)]
+        audio = _run("espeak-ng", "-v", voice, "-s", "155", "--stdout", phonemes)
     return level(trim(audio), 0.7 * SPEECH_RMS)
 
 

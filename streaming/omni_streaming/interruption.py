@@ -25,12 +25,14 @@ from omni.types import INPUT_RATE_HZ
 
 ECHO_MARGIN_DB = 15.0
 """A sound this far below what the loudspeaker plays is its echo."""
-ECHO_HEADROOM_DB = 3.0
+ECHO_HEADROOM_DB = 6.0
 """Margin above the echo that was measured, when it is weaker than ECHO_MARGIN_DB says."""
 ECHO_WAIT_FRAMES = 22
 """Playback of 0.7 s before the echo is measured: until then it may not have arrived."""
-ECHO_LEARN_FRAMES = 32
-"""A second of measured echo before it is trusted; its loudest frame in the last four counts."""
+ECHO_LEARN_FRAMES = 16
+"""Half a second of measured echo before it is trusted."""
+ECHO_MEMORY_FRAMES = 128
+"""The loudest echo of the last four seconds counts."""
 AUDIBLE_DB = -50.0
 """Quieter playback has no echo worth measuring."""
 
@@ -38,6 +40,8 @@ AUDIBLE_DB = -50.0
 
 ONSET_FRAMES = 16
 """Half a second: what is older says nothing about a sound that begins."""
+LEVEL_FRAMES = 32
+"""A second: what follows a hum that has ended must not pass for a sound of its own."""
 MIN_FRAMES = 3
 """The measures of fewer frames say little."""
 MIN_VOICED_FRAMES = 2
@@ -51,16 +55,16 @@ QUIET_DB = 8.0
 FAINT_DB = 20.0
 """So may unvoiced ones: s and t are weaker than vowels."""
 
-WHISPER_FRAMES = 13
-"""Speech for so long (of ONSET_FRAMES) needs no voice: it is no cough but a whisper."""
+WHISPER_FRAMES = 10
+"""So many unvoiced frames with open lips in half a second are no cough but a whisper."""
 
 NUM_FEATURES = 5
-WEIGHTS = (0.034, 0.152, 1.085, 0.512, -0.537)
-BIAS = 0.05
+WEIGHTS = (-0.021, 0.226, 1.17, 0.556, -0.59)
+BIAS = -0.14
 """Of :func:`features`, log odds of words; fitted by ``python -m omni.benchmarks.interruptions``."""
-THRESHOLD = -0.25
-"""Log odds that interrupt: 6% of hums and 4% of coughs, while the 95th percentile of words comes at
-293 ms (voices other than fitted on); at 0.5 it would be 3%, 4% and 342 ms."""
+THRESHOLD = 0.0
+"""Log odds that interrupt: 4% of hums and 5% of coughs do, and the 95th percentile of words comes
+at 292 ms; at 0.75 it would be 3%, 2% and 314 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Sound:
     """What one frame sounds like."""
 
     level_db: float  # re full scale
-    periodicity: float  # 0..1, of a pitch of 70..400 Hz
+    periodicity: float  # 0..1, of a pitch of 60..400 Hz
     bands_db: NDArray[np.float64]  # [6] re the lowest band, which holds the pitch
 
     @property
@@ -81,6 +85,10 @@ class Sound:
         return _sum_db(self.bands_db[2:5])
 
     @property
+    def is_open(self) -> bool:
+        return self.openness_db > 0.0
+
+    @property
     def hiss_db(self) -> float:
         """Energy above 2 kHz re below."""
         return _sum_db(self.bands_db[4:]) - _sum_db(self.bands_db[:4])
@@ -89,9 +97,9 @@ class Sound:
 _FFT_SAMPLES = 1024
 _BAND_EDGES_HZ = (80, 400, 700, 1200, 2000, 3500, 8000)
 _BAND_EDGES = np.array(_BAND_EDGES_HZ) * _FFT_SAMPLES // INPUT_RATE_HZ
-_SHORTEST_PERIOD, _LONGEST_PERIOD = INPUT_RATE_HZ // 400, INPUT_RATE_HZ // 70
+_SHORTEST_PERIOD, _LONGEST_PERIOD = INPUT_RATE_HZ // 400, INPUT_RATE_HZ // 60
 _FLOOR_DB = -35.0  # bands this far below the lowest are the microphone's noise
-_SILENCE_DB = -60.0
+SILENCE_DB = -60.0
 
 
 def _sum_db(levels_db: NDArray[np.float64]) -> float:
@@ -103,7 +111,7 @@ def analyse(frame: NDArray[np.float32]) -> Sound:
     frame = frame - frame.mean()
     energy = float(np.dot(frame, frame))
     level_db = float(10 * np.log10(energy / len(frame) + 1e-10))
-    if level_db < _SILENCE_DB:
+    if level_db < SILENCE_DB:
         return Sound(level_db, 0.0, np.zeros(len(_BAND_EDGES) - 1))
     power = np.square(np.abs(np.fft.rfft(frame * np.hanning(len(frame)), _FFT_SAMPLES)))
     bands_db = 10 * np.log10(np.add.reduceat(power[:-1], _BAND_EDGES[:-1]) + 1e-9)
@@ -121,17 +129,18 @@ def _periodicity(frame: NDArray[np.float32]) -> float:
     return float(np.clip(np.max(correlation / np.sqrt(head * tail + 1e-12)), 0.0, 1.0))
 
 
-def features(onset: Sequence[Sound]) -> NDArray[np.float64] | None:
+def features(onset: Sequence[Sound], loudest_db: float) -> NDArray[np.float64] | None:
     """[5] measures of the frames of an onset that count as voice; None: too little voice in it.
+
+    ``loudest_db``: the level beside which a frame is loud or quiet.
 
     In dB: the second most open frame, the most of 400 to 700 Hz (a half-open mouth), the largest
     change of the spectrum's shape, the strongest hiss; and the number of voiced frames.
     """
-    loudest = max((sound.level_db for sound in onset), default=0.0)
-    voiced = [s for s in onset if s.is_voiced and s.level_db > loudest - QUIET_DB]
+    voiced = [s for s in onset if s.is_voiced and s.level_db > loudest_db - QUIET_DB]
     if len(voiced) < MIN_VOICED_FRAMES:
         return None
-    hisses = [s.hiss_db for s in onset if not s.is_voiced and s.level_db > loudest - FAINT_DB]
+    hisses = [s.hiss_db for s in onset if not s.is_voiced and s.level_db > loudest_db - FAINT_DB]
     openness = sorted(max(s.openness_db, _FLOOR_DB) for s in voiced)
     shapes = np.stack([s.bands_db for s in voiced])
     shapes = np.minimum(shapes, -_FLOOR_DB)
@@ -161,9 +170,10 @@ class InterruptionGate:
     """
 
     def __init__(self) -> None:
-        self._losses_db: deque[float] = deque(maxlen=4 * ECHO_LEARN_FRAMES)
+        self._losses_db: deque[float] = deque(maxlen=ECHO_MEMORY_FRAMES)
         self._num_audible = 0
         self._onset: deque[Sound | None] = deque(maxlen=ONSET_FRAMES)  # None: not a voice
+        self._levels_db: deque[float] = deque(maxlen=LEVEL_FRAMES)  # of the voice
 
     def reset(self) -> None:
         """An interruption has begun: were it by echo after all, it has to be learnt anew."""
@@ -174,6 +184,12 @@ class InterruptionGate:
     def forget_onset(self) -> None:
         """The frames that follow do not belong to the sound so far."""
         self._onset.clear()
+        self._levels_db.clear()
+
+    @property
+    def loudest_db(self) -> float:
+        """Level of the loudest frame of the sound so far."""
+        return max(self._levels_db, default=0.0)
 
     @property
     def onset_frames(self) -> int:
@@ -190,6 +206,7 @@ class InterruptionGate:
         is_echo = self._is_echo(sound.level_db, source_db)
         counts = is_speech and not is_echo
         self._onset.append(sound if counts else None)
+        self._levels_db.append(sound.level_db if counts else SILENCE_DB)
         while self._onset and self._onset[0] is None:
             self._onset.popleft()
         return [sound for sound in self._onset if sound is not None] if counts else []
@@ -201,9 +218,9 @@ class InterruptionGate:
         onset = self.push(frame, is_speech, source_db)
         if len(onset) < max(min_frames, MIN_FRAMES):
             return False
-        measures = features(onset)
+        measures = features(onset, self.loudest_db)
         if measures is None:
-            return len(onset) >= WHISPER_FRAMES
+            return sum(s.is_open and not s.is_voiced for s in onset) >= WHISPER_FRAMES
         return log_odds(measures) >= THRESHOLD
 
     def _is_echo(self, level_db: float, source_db: float) -> bool:

@@ -130,12 +130,13 @@ def test_measures_need_two_voiced_frames() -> None:
     hiss, voice = analyse(noise), analyse(tone(200, 0.1))
     assert not hiss.is_voiced
     assert voice.is_voiced
-    assert features([hiss] * 8 + [voice]) is None
-    assert features([hiss, voice, voice]) is not None
+    assert features([hiss] * 8 + [voice], voice.level_db) is None
+    assert features([hiss, voice, voice], voice.level_db) is not None
 
 
 def test_a_steady_tone_neither_moves_nor_opens() -> None:
-    measures = features([analyse(tone(200, 0.1))] * 6)
+    steady = analyse(tone(200, 0.1))
+    measures = features([steady] * 6, steady.level_db)
     assert measures is not None
     openness_db, _, movement_db, hiss_db, num_voiced = measures
     assert openness_db < -25
