@@ -206,7 +206,11 @@ class Assistant:
         if turn is not None:
             tokens += session.context.listening(turn.stable_text)
         self._engine.set_priority(session.sequence, Priority.LISTENING)
-        self._engine.sync(session.sequence, tokens)
+        try:
+            self._engine.sync(session.sequence, tokens)
+        except CapacityError as error:
+            # Listening ahead only saves time: the response that needs these tokens reports it.
+            logger.info("session %s waits for room: %s", session.session_id, error)
 
     # --- listening -------------------------------------------------------------------------------
 
@@ -453,9 +457,8 @@ class Assistant:
         logger.error("response %s failed: %s", response.response_id, error)
         self._release(session, response)
         self._outputs += response.notice(APOLOGY, self._speech)
-        self._outputs.append(
-            Failed(session.session_id, response.response_id, "server_error", str(error))
-        )
+        code = "rate_limit_exceeded" if isinstance(error, CapacityError) else "server_error"
+        self._outputs.append(Failed(session.session_id, response.response_id, code, str(error)))
         self._advance(session)
 
     def _release(self, session: Session, response: Response) -> None:

@@ -69,6 +69,12 @@ class Hearing:
     end_of_turn: EndOfTurn
 
 
+def sentence_case(text: str) -> str:
+    """``text`` with a capital first letter: Whisper sometimes begins in lower case, and a small
+    backbone answers what looks like a sentence better."""
+    return text[:1].upper() + text[1:]
+
+
 class Turn:
     """One turn of one session, from its first :class:`omni.types.Feed`."""
 
@@ -227,12 +233,13 @@ class Turn:
             self._settle(heard.text)
             return
         for span in heard.new_spans:
-            self.stable_text += span.text
-            self._emit(TranscriptDelta(self.session_id, self.turn_id, span.text))
+            text = span.text if self.stable_text else sentence_case(span.text)
+            self.stable_text += text
+            self._emit(TranscriptDelta(self.session_id, self.turn_id, text))
         if heard.new_spans:
             self._on_words()
 
     def _settle(self, text: str) -> None:
-        self.final_text = text.strip()
+        self.final_text = sentence_case(text.strip())
         self.is_final = True
         self._on_final(self)

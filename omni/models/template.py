@@ -169,11 +169,16 @@ def _tool(tool: ToolSpec) -> dict[str, object]:
 
 
 def _arguments(call: CallPart) -> str:
-    """Arguments in the template's spelling; text that is not JSON stays as it is."""
+    """Arguments in the template's spelling; text that is not JSON stays as it is.
+
+    So does JSON that is nested too deeply to parse, or whose escapes are half a character.
+    """
     try:
-        return _json(json.loads(call.arguments))
-    except ValueError:
+        text = _json(json.loads(call.arguments))
+        text.encode()
+    except (ValueError, RecursionError):
         return call.arguments
+    return text
 
 
 def _json(value: object) -> str:

@@ -15,7 +15,7 @@ from scipy.signal import resample_poly
 
 from omni.assistant import Assistant
 from omni.assistant.embedded import build
-from omni.config import Config, home
+from omni.config import Config, EngineConfig, home
 from omni.errors import OmniError
 from omni.parts import InlineParts
 from omni.speech.contract import SpeechStream
@@ -25,6 +25,7 @@ from omni.types import (
     OUTPUT_RATE_HZ,
     AudioDelta,
     AudioPart,
+    CallPart,
     Cancel,
     Close,
     Commit,
@@ -41,6 +42,7 @@ from omni.types import (
     Pause,
     Respond,
     ResponseConfig,
+    ResultPart,
     Resume,
     ScoreTurn,
     Speculate,
@@ -371,6 +373,34 @@ def test_a_session_beyond_the_limit_is_refused_by_name(assistant: Assistant) -> 
     (failed,) = [o for o in run(assistant) if isinstance(o, Failed)]
     assert failed.session_id == "late"
     assert str(limit) in failed.message
+
+
+def test_a_session_without_room_does_not_disturb_the_others() -> None:
+    engine = EngineConfig(max_sequences=8, num_pages=40, page_tokens=16, max_context_tokens=2048)
+    small = build(Config(engine=engine), InlineParts())
+    long = "river mountain " * 600
+    small.submit(Open("greedy", Conversation()))
+    small.submit(Open("modest", Conversation()))
+    small.submit(Edit("greedy", Conversation(messages=(user(long),))))
+    small.submit(Respond("greedy", "g", TEXT))
+    small.submit(Edit("modest", Conversation(messages=(user("What is the capital of Japan?"),))))
+    small.submit(Respond("modest", "m", TEXT))
+    outputs = run(small)
+    (failed,) = [o for o in outputs if isinstance(o, Failed)]
+    assert (failed.session_id, failed.code) == ("greedy", "rate_limit_exceeded")
+    assert "Tokyo" in text_of([o for o in outputs if o.session_id == "modest"])
+    small.close()
+    small.check_integrity()
+
+
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '{"a": "\\ud800"}', "no JSON"])
+def test_strange_arguments_of_a_call_are_only_text(assistant: Assistant, arguments: str) -> None:
+    call = Message("assistant", (CallPart("c", "f", arguments[:2000]),))
+    result = Message("tool", (ResultPart("c", "done"),))
+    messages = (user("Do it."), call, result)
+    assistant.submit(Open("s", Conversation(messages=messages)))
+    assistant.submit(Respond("s", "r", TEXT))
+    assert done_of(run(assistant)).session_id == "s"
 
 
 def test_closing_amid_an_answer_frees_everything(
