@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
 
 NOISE_DB = 20.0
 ECHO_DB = -20.0
+ECHO_PIECE_S = 0.06  # shorter than the echo's delay: what is heard has been played
 SYNTHESISERS: tuple[material.Synthesiser, ...] = ("hibari", "flite")
 Log = Callable[[str], None]
 
@@ -315,7 +316,7 @@ async def barge_in(url: str, count: int, log: Log) -> dict[str, Any]:
 async def bystanders(url: str, count: int, log: Log) -> dict[str, Any]:
     """Coughs, 'mm-hm' and the assistant's own echo at -20 dB: which of them interrupt it?
 
-    The echo is what the client plays at that moment, 60 to 150 ms late.
+    The echo is what the client plays, from its first word on, 60 to 150 ms late.
     """
     results: dict[str, Any] = {}
     rng = np.random.default_rng(1)
@@ -332,12 +333,13 @@ async def bystanders(url: str, count: int, log: Log) -> dict[str, Any]:
                 await client.update(instructions="Answer at length, in at least eight sentences.")
                 await client.write("Tell me a long story about the sea.")
                 await client.until("response.output_audio.delta")
-                await asyncio.sleep(1.5)
                 seen = len(client.events)
                 if kind == "echo":
-                    clip = level_by(echo_of(client, rng.uniform(0.06, 0.15)), ECHO_DB)
-                client.say(to_pcm(clip))
-                await client.said()
+                    await echo(client, rng.uniform(0.06, 0.15), 5.0)
+                else:
+                    await asyncio.sleep(1.5)
+                    client.say(to_pcm(clip))
+                    await client.said()
                 await asyncio.sleep(0.6)
                 interrupted += any(
                     event["type"] == "input_audio_buffer.speech_started"
@@ -350,8 +352,11 @@ async def bystanders(url: str, count: int, log: Log) -> dict[str, Any]:
     return results
 
 
-def echo_of(client: Client, delay_s: float) -> NDArray[np.float32]:
-    """What a microphone hears of the next three seconds of playback (audio arrives ahead of it)."""
-    played = client.recording.tracks()[1]
-    start = round((client.recording.user_s - delay_s) * OUTPUT_RATE_HZ)
-    return to_float(played[start : start + 3 * OUTPUT_RATE_HZ])
+async def echo(client: Client, delay_s: float, seconds: float) -> None:
+    """Let the microphone hear, at ECHO_DB, what the client has been playing since it began."""
+    ends_s = client.recording.user_s + seconds
+    while (now_s := client.recording.user_s) < ends_s:
+        first, last = (round((s - delay_s) * OUTPUT_RATE_HZ) for s in (now_s, now_s + ECHO_PIECE_S))
+        piece = to_float(client.recording.tracks()[1][max(first, 0) : last])
+        client.say(to_pcm(level_by(piece, ECHO_DB)))
+        await client.said()
