@@ -87,6 +87,7 @@ def _draw_questions(axes: Axes, questions: dict[str, Any]) -> None:
         axes.plot(theirs, "o", color=MUTED, label=label)
     axes.axhline(800, color=INK, linewidth=0.8, linestyle=":", label="target for p50")
     axes.set_ylim(bottom=0)
+    axes.set_xticks(range(0, len(turns), 2), [str(n + 1) for n in range(0, len(turns), 2)])
     axes.set_xlabel("question")
     axes.set_ylabel("ms")
     axes.legend(frameon=False, fontsize=8)
