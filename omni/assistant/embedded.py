@@ -27,16 +27,20 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
     ``progress(done, total)`` counts parameters repacked; called on a model's first start only.
 
     Raises:
-        ModelError: a weight file is missing or corrupt; the message says what to do.
+        ModelError: a setting names no model of its role, or a weight file is missing or corrupt;
+            the message says what to do.
     """
     root = home(config)
+    backbone = store.find(config.model.backbone, root, role="backbone")
+    recogniser_folder = store.find(config.model.recogniser, root, role="recogniser")
+    end_of_turn = store.find(config.model.end_of_turn, root, role="end of turn")
     sizes = threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
-    model = load(store.find(config.model.backbone, root), home=root, progress=progress)
+    model = load(backbone, home=root, progress=progress)
     engine = Engine(model.backbone, config.engine)
-    recogniser = Recogniser(store.find(config.model.recogniser, root), threads=sizes.parts)
+    recogniser = Recogniser(recogniser_folder, threads=sizes.parts)
     hearing = Hearing(
         recogniser=StreamingRecogniser(recogniser, VoiceActivity()),
-        end_of_turn=EndOfTurn(store.find(config.model.end_of_turn, root)),
+        end_of_turn=EndOfTurn(end_of_turn),
     )
     return Assistant(
         model=model,

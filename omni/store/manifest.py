@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -76,18 +76,27 @@ class Manifest:
         """Names of the models that a conversation needs out of the box."""
         return tuple(model.name for model in self if model.is_default)
 
-    def get(self, name: str) -> Model:
-        """The model called ``name``.
+    def names(self, role: str | None = None) -> tuple[str, ...]:
+        """The names of all models, or of those of one role."""
+        return tuple(model.name for model in self if role in (None, model.role))
+
+    def get(self, name: str, role: str | None = None) -> Model:
+        """The model called ``name``, which must be of ``role`` if one is given.
 
         Raises:
-            ModelError: no such model; the message names the nearest one.
+            ModelError: no such model, or one of another role; the message names those meant.
         """
-        try:
+        known = self.names(role)
+        if name in known:
             return self.models[name]
-        except KeyError:
-            near = difflib.get_close_matches(name, self.models, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self.models)}"
-            raise ModelError(f"no model is called {name!r}; {hint}") from None
+        if role is not None and name in self.models:
+            raise ModelError(
+                f"{name} is {_one(self.models[name].role)}, not {_one(role)}; "
+                f"choose from {', '.join(known) or 'files of your own'}"
+            )
+        near = _nearest(name, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        raise ModelError(f"no {role or 'model'} is called {name!r}; {hint}")
 
 
 def read_manifest(text: str) -> Manifest:
@@ -98,6 +107,18 @@ def read_manifest(text: str) -> Manifest:
     values = tomllib.loads(text)
     models = (_model(table) for table in values["model"])
     return Manifest({model.name: model for model in models}, values.get("download_bytes", {}))
+
+
+def _nearest(name: str, known: Sequence[str]) -> list[str]:
+    """The names of ``known`` that were probably meant: begun with ``name``, or spelt like it."""
+    lower = name.lower()
+    begun = [other for other in known if lower and other.startswith(lower)]
+    return begun or difflib.get_close_matches(lower, known, n=1, cutoff=0.4)
+
+
+def _one(role: str) -> str:
+    """A role with its article, for messages."""
+    return "an end-of-turn detector" if role == "end of turn" else f"a {role}"
 
 
 def _model(table: Mapping[str, Any]) -> Model:

@@ -52,23 +52,27 @@ def path(name: str, home: Path, manifest: Manifest = MANIFEST) -> Path:
     return folder(name, home)
 
 
-def find(name_or_path: str, home: Path, manifest: Manifest = MANIFEST) -> Path:
+def find(
+    name_or_path: str, home: Path, manifest: Manifest = MANIFEST, *, role: str | None = None
+) -> Path:
     """What a setting means: a model's name, or a path to one's own file or folder.
 
     Returns the model's folder in the store, or the path. A name of the manifest always wins;
     anything else with a separator or a suffix is taken for a path.
 
     Raises:
-        ModelError: neither a name nor an existing path, or a model not fetched yet.
+        ModelError: neither a name nor an existing path, a model of another role than ``role``, or
+            one not fetched yet.
     """
     if name_or_path in manifest.models:
-        return path(name_or_path, home, manifest)
+        return path(manifest.get(name_or_path, role).name, home, manifest)
     own = Path(name_or_path).expanduser()
     if own.exists():
         return own
     if own.parent != Path() or own.suffix in {".gguf", ".bin", ".onnx", ".safetensors"}:
         raise ModelError(f"there is no file or folder {own}")
-    return path(name_or_path, home, manifest)  # raises, naming the nearest model
+    known = manifest.get(name_or_path, role)  # raises, naming the nearest model
+    return path(known.name, home, manifest)
 
 
 def read_chunks(file: Path, num_bytes: int | None = None) -> Iterator[bytes]:

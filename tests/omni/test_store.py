@@ -9,7 +9,7 @@ import pytest
 from package_index import manifest_of, model_file
 
 from omni import store
-from omni.config import Config
+from omni.config import Config, load
 from omni.config import home as omni_home
 from omni.errors import ModelError
 from omni.store.paths import sha256_of
@@ -57,6 +57,46 @@ def test_unknown_name_is_refused_with_the_nearest_one() -> None:
         store.MANIFEST.get("wisper-base")
     with pytest.raises(ModelError, match=r"known: qwen2\.5-coder-0\.5b, "):
         store.MANIFEST.get("zzzz")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("whisper", "whisper-base or whisper-tiny.en"),
+        ("Kokoro-82M", "kokoro-82m"),
+        ("qwen", "qwen2.5-coder-0.5b or qwen2.5-coder-1.5b"),
+        ("smolm2", "smollm2-135m"),
+    ],
+)
+def test_near_misses_name_what_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(ModelError) as raised:
+        store.MANIFEST.get(name)
+    assert str(raised.value) == f"no model is called {name!r}; did you mean {meant}?"
+
+
+def test_a_model_of_another_role_is_refused_with_those_of_the_role(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as raised:
+        store.find("whisper-base", tmp_path, role="backbone")
+    assert str(raised.value) == (
+        "whisper-base is a recogniser, not a backbone; "
+        "choose from qwen2.5-coder-0.5b, qwen2.5-coder-1.5b, smollm2-135m"
+    )
+    with pytest.raises(ModelError, match=r"no recogniser is called 'smollm2'; known: whisper-base"):
+        store.find("smollm2", tmp_path, role="recogniser")
+    with pytest.raises(ModelError, match=r"run `omni fetch smollm2-135m`"):
+        store.find("smollm2-135m", tmp_path, role="backbone")
+
+
+@pytest.mark.parametrize("part", ["backbone", "recogniser", "end_of_turn"])
+def test_settings_take_models_of_their_own_role_only(part: str, tmp_path: Path) -> None:
+    from omni.assistant import embedded
+    from omni.parts import ThreadParts
+
+    values = {"home": str(tmp_path), f"model.{part}": "kokoro-82m"}
+    values |= {} if part == "backbone" else {"model.backbone": str(tmp_path)}
+    values |= {} if part != "end_of_turn" else {"model.recogniser": str(tmp_path)}
+    with pytest.raises(ModelError, match=r"^kokoro-82m is a speech decoder, not an? "):
+        embedded.build(load(None, values), ThreadParts())
 
 
 def test_path_says_which_command_brings_a_missing_model(tmp_path: Path) -> None:
