@@ -11,11 +11,16 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Column
+
+WIDE = 104
+"""Characters of a terminal that has room for the speed and a longer bar."""
 
 
 class Bars:
@@ -26,12 +31,7 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._last_line: dict[str, str] = {}
         self._rich = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[doing]}"),
+            *_columns(is_wide=self._console.width >= WIDE),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -66,3 +66,19 @@ class Bars:
         if not self._console.is_terminal and self._last_line.get(name) != what:
             self._last_line[name] = what
             print(f"{name}: {what}", file=sys.stderr, flush=True)
+
+
+def _columns(*, is_wide: bool) -> list[ProgressColumn]:
+    """What a row shows: at most 80 characters unless ``is_wide``; a cell is cut, never wrapped."""
+
+    def cell() -> Column:
+        return Column(no_wrap=True)
+
+    return [
+        TextColumn("{task.description}", table_column=cell()),
+        BarColumn(bar_width=24 if is_wide else 10, table_column=cell()),
+        DownloadColumn(table_column=cell()),
+        *([TransferSpeedColumn(table_column=cell())] if is_wide else []),
+        TimeRemainingColumn(table_column=cell()),
+        TextColumn("[dim]{task.fields[doing]}", table_column=cell()),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,25 @@ def test_progress_is_drawn_on_a_terminal_and_written_as_lines_elsewhere() -> Non
     os.close(ours)
     assert "2.0/2.0 MB" in drawn
     assert "verified" in drawn
+
+
+def test_rows_of_progress_are_one_line_each_on_80_columns() -> None:
+    names = [max(store.MANIFEST.models, key=len), "tiny"]
+    doing = "checking part 13 of 15"
+    code = (
+        "from omni.cli.bars import Bars\n"
+        "with Bars() as bars:\n"
+        f"    for name in {names}:\n"
+        "        bars.begin(name, 491_400_000)\n"
+        f"        bars.update(name, 131_400_000, {doing!r})\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"COLUMNS": "80", "TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True, env=environment)
+    os.close(theirs)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(ours, 65_536).decode())
+    os.close(ours)
+    rows = [row.rstrip() for row in re.split(r"[\r\n]+", drawn) if row.strip()]
+    assert max(map(len, rows)) <= 80
+    assert {row.split()[0] for row in rows} == set(names), rows
+    assert any(row.startswith(names[0]) and row.endswith(doing) for row in rows), rows
