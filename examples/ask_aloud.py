@@ -1,5 +1,7 @@
 """Ask with a recording in real time, and write down what was said and heard on one time line.
 
+The recording has 24 kHz and one channel, as the protocol sends it; `omni talk` takes any.
+
 omni serve                                    # in another terminal
 python examples/ask_aloud.py question.wav conversation.wav
 """
