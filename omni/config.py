@@ -17,6 +17,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from omni.errors import ConfigError
 
+PORTS = range(2**16)
+"""What a port can be; 0 takes any free one."""
+
 HOSTED_ALIASES = ("gpt-realtime*", "gpt-4o-*", "gpt-audio*", "whisper-1")
 
 
@@ -35,9 +38,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    max_sequences: int = 24  # sequences with state at once, forks included
+    max_sequences: int = 48  # sequences with state at once, forks included
     page_tokens: int = 16  # tokens per KV page
-    num_pages: int = 2048  # KV pages shared by all sequences
+    num_pages: int = 4608  # KV pages shared by all sequences: 8 full contexts and some forks
     max_context_tokens: int = 8192  # longest sequence; the family's own limit may be lower
     step_tokens: int = 128  # token budget of one step: bounds how long a step can take
 

@@ -25,7 +25,7 @@ DESCRIPTION = """\
 Talk to Omni in the browser, or from any OpenAI Realtime client (base URL http://HOST:PORT/v1).
 
 Listens on 127.0.0.1 unless a key is set; OMNI_API_KEY in the environment is a key too.
-SIGTERM and Ctrl-C let the answers under way finish."""
+SIGTERM and Ctrl-C let the answers under way finish; a second one stops at once."""
 
 KEY_VARIABLE = "OMNI_API_KEY"
 
@@ -67,9 +67,11 @@ def run(args: argparse.Namespace) -> int:
     start_logging(config.log_level)
     server = make_server(config, scripted=args.scripted)
     try:
-        return asyncio.run(serve(server, listening))
+        code = asyncio.run(serve(server, listening))
     finally:
         listening.close()
+    print("Stopped.", flush=True)
+    return code
 
 
 def make_server(config: Config, *, scripted: bool) -> Server:

@@ -143,6 +143,11 @@ class Connection:
             self._service.metrics.dropped.inc(self._queue.num_dropped)
             logger.info("session %s ended with %d", self.session_id, code)
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a response is under way."""
+        return not self._idle.is_set()
+
     async def drain(self, timeout_s: float) -> None:
         """Let the response under way finish or cancel it after ``timeout_s``; close with 1012."""
         with contextlib.suppress(TimeoutError):

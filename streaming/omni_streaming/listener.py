@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
-from omni.config import ServerConfig
+from omni.config import PORTS, ServerConfig
 from omni.errors import ConfigError
 from omni_streaming.connection import ABORT
 
@@ -87,6 +87,7 @@ class Listener(uvicorn.Server):
         self._drain = drain
         self._takes_signals = takes_signals
         self._stopping = asyncio.Event()
+        self._forced = asyncio.Event()  # by a second signal
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -128,7 +129,14 @@ class Listener(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
-        await self._drain()
+        draining = asyncio.ensure_future(self._drain())
+        forced = asyncio.create_task(self._forced.wait())
+        await asyncio.wait((draining, forced), return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, forced):
+            task.cancel()
+        await asyncio.gather(forced, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await draining
         await super().shutdown(sockets=sockets)
 
     @contextlib.contextmanager
@@ -154,8 +162,9 @@ class Listener(uvicorn.Server):
     def _on_signal(self) -> None:
         if self.should_exit:
             self.force_exit = True
+            self._forced.set()
         else:
-            logger.info("stopping: answers under way may finish (again to stop at once)")
+            logger.info("stopping")
         self.stop()
 
 
@@ -163,8 +172,12 @@ def bind(host: str, port: int) -> socket.socket:
     """Take the address before anything slow happens; port 0 takes any free one.
 
     Raises:
-        ConfigError: the port is in use, or the host is not one of this machine.
+        ConfigError: the port is in use or no port at all, or the host is not one of this machine.
     """
+    if port not in PORTS:
+        raise ConfigError(
+            f"port {port} does not exist: choose one from 1 to {PORTS[-1]}, or 0 for any free one"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)

@@ -46,6 +46,9 @@ DRAIN_S = 8.0  # for the answers under way when the server is told to stop
 MAX_REST_BODY_BYTES = 256 * 1024
 PROTOCOL = "realtime"
 
+LOADING = "models_loading"
+"""Error code for those who come too early: the page tries again by itself."""
+
 
 def new_id(prefix: str) -> str:
     """A fresh id such as ``item_5f0c...``: at most 32 characters for prefixes up to 7."""
@@ -124,6 +127,8 @@ class Server:
         connections = dict(self._connections)
         if connections:
             logger.info("closing %d sessions", len(connections))
+            if num_answering := sum(connection.is_answering for connection in connections):
+                logger.info("answers under way may finish: %d", num_answering)
             await asyncio.gather(*(connection.drain(DRAIN_S) for connection in connections))
             await asyncio.wait(connections.values(), timeout=DRAIN_S)
 
@@ -191,9 +196,10 @@ class Server:
         if self._is_draining:
             return Refusal(1012, "server_error", "server_error", "the server is going down")
         if self.worker.state != "ready":
-            message = {
-                "loading": "the models are still loading; try again in some seconds",
-            }.get(self.worker.state, "the assistant has failed; the server's log says why")
+            if self.worker.state == "loading":
+                message = "the models are still loading; try again in some seconds"
+                return Refusal(1013, "server_error", LOADING, message)
+            message = "the assistant has failed; the server's log says why"
             return Refusal(1013, "server_error", "server_error", message)
         if len(self._connections) >= limits.max_sessions:
             return Refusal(

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from omni_streaming import listener
 
-from tests.streaming.serving import Socket, serving, settings, socket
+from omni.config import Config
+from tests.streaming.serving import Socket, make_server, serving, settings, socket
 
 PING_S = 0.3
 
@@ -55,6 +56,26 @@ async def test_a_connection_whose_buffers_are_full_is_aborted_when_it_is_dropped
             while running.listener.server_state.connections:
                 await asyncio.sleep(0.01)
         client.connection.transport.abort()
+
+
+async def test_a_second_signal_does_not_wait_for_the_answers_under_way() -> None:
+    began = asyncio.Event()
+
+    async def drain() -> None:
+        began.set()
+        await asyncio.Event().wait()  # an answer that never ends
+
+    with listener.bind("127.0.0.1", 0) as listening:
+        ours = listener.Listener(make_server().app(), Config().server, listening, drain)
+        async with asyncio.timeout(10):
+            serving = asyncio.create_task(ours.run_until_stopped())
+            while not ours.started:
+                await asyncio.sleep(0)
+            ours._on_signal()
+            await began.wait()
+            assert not serving.done()
+            ours._on_signal()
+            await serving
 
 
 @pytest.mark.parametrize("request_line", ["GET /v1/realtime HTTP/1.1", "nonsense", "\x16\x03\x01"])

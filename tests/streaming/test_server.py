@@ -77,7 +77,7 @@ async def test_readyz_says_503_until_the_models_are_loaded_then_what_they_are() 
         assert response.status_code == 503
         assert response.json()["state"] == "loading"
         async with socket(running, created=False) as client:
-            assert "still loading" in await refused(client, "server_error", 1013)
+            assert "still loading" in await refused(client, "models_loading", 1013)
         go.set()
         await asyncio.to_thread(running.server.worker.wait, 20)
         response = await get(running, "/readyz")
@@ -348,12 +348,21 @@ def test_a_port_in_use_is_one_sentence() -> None:
             bind("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("port", [-1, 65_536])
+def test_a_port_that_does_not_exist_is_one_sentence(port: int) -> None:
+    with pytest.raises(ConfigError, match=rf"port {port} does not exist: choose one from 1 to"):
+        bind("127.0.0.1", port)
+
+
 def test_a_host_that_is_not_ours_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:8000"):
         bind("192.0.2.1", 8000)
 
 
-async def test_draining_lets_an_answer_finish_then_closes_with_1012() -> None:
+async def test_draining_lets_an_answer_finish_then_closes_with_1012(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "omni_streaming.server")
     async with serving() as running, socket(running) as idle, socket(running) as client:
         await client.ask("talk 500")
         await client.until("response.created")
@@ -367,6 +376,7 @@ async def test_draining_lets_an_answer_finish_then_closes_with_1012() -> None:
         assert [e["response"]["status"] for e in done] == ["completed"]
         await ending
         assert running.server.num_sessions == 0
+        assert "answers under way may finish: 1" in caplog.messages
 
 
 async def test_draining_cancels_an_answer_that_takes_too_long(
