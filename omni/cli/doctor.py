@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "omni-realtime"
 
+PIP = f"{sys.executable} -m pip"
+"""The pip of the Python that runs: the one on the PATH may belong to another."""
+
 WORKING_SET_BYTES = 2_500_000_000
 """Memory of the default parts in one process, torch included: rounded up from measurements."""
 
@@ -129,7 +132,7 @@ def examine_packages(requirements: Iterable[str] | None = None) -> Iterator[Find
             yield Finding(
                 "missing",
                 f"the distribution {DISTRIBUTION}",
-                "run `make setup`, or `pip install -e .` in Omni's folder",
+                f"run `make setup`, or `{PIP} install -e .` in Omni's folder",
             )
             return
     fitting = []
@@ -139,7 +142,7 @@ def examine_packages(requirements: Iterable[str] | None = None) -> Iterator[Find
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("missing", requirement.name, f'run `pip install "{requirement}"`')
+            yield Finding("missing", requirement.name, f'run `{PIP} install "{requirement}"`')
             continue
         if requirement.specifier.contains(version, prereleases=True):
             fitting.append(f"{requirement.name} {version}")
@@ -147,7 +150,7 @@ def examine_packages(requirements: Iterable[str] | None = None) -> Iterator[Find
             yield Finding(
                 "missing",
                 f"{requirement.name} {version} is not {requirement.specifier}",
-                f'run `pip install "{requirement}"`',
+                f'run `{PIP} install "{requirement}"`',
             )
     if fitting:
         yield Finding("ok", f"{len(fitting)} packages: {', '.join(fitting)}")
@@ -186,10 +189,11 @@ def examine_models(settings: config.Config, home: Path) -> Iterator[Finding]:
             yield Finding("ok", f"{role}: hibari, in the package hibari-tts")
             continue
         try:
-            at = store.find(name, home)
+            at = store.find(name, home, role=role)
         except ModelError as error:
-            advice = f"run `omni fetch {name}`" if name in store.MANIFEST.models else ""
-            yield Finding("missing", f"{role}: {error}".partition(";")[0], advice or str(error))
+            can_fetch = name in store.MANIFEST.names(role)
+            advice = f"run `omni fetch {name}`" if can_fetch else str(error)
+            yield Finding("missing", f"{role}: {error}".partition(";")[0], advice)
             continue
         yield Finding("ok", f"{role}: {name}, {_mb(_size(at))}")
     others = [
@@ -230,6 +234,13 @@ def examine_disk(settings: config.Config, home: Path) -> Iterator[Finding]:
 def examine_port(host: str, port: int) -> Iterator[Finding]:
     """Whether `omni serve` could listen, or is already listening."""
     where = f"port {port} on {host}"
+    if port not in config.PORTS:
+        yield Finding(
+            "missing",
+            f"port {port} does not exist",
+            f"set server.port to one from 1 to {config.PORTS[-1]}, or to 0 for any free one",
+        )
+        return
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -259,7 +270,7 @@ def _is_omni(host: str, port: int) -> bool:
 
 def examine_microphone() -> Iterator[Finding]:
     """Whether `omni talk --mic` could hear and speak; the page needs none of this."""
-    advice = f"for `omni talk --mic` only: run `pip install '{DISTRIBUTION}[mic]'`"
+    advice = f"for `omni talk --mic` only: run `{PIP} install sounddevice`"
     try:
         sounddevice = importlib.import_module("sounddevice")
     except ImportError:

@@ -86,7 +86,7 @@ def test_packages_that_are_absent_or_too_old_are_missing() -> None:
     )
     missing = [finding for finding in findings if finding.level == "missing"]
     assert [finding.what.split()[0] for finding in missing] == ["pytest", "no-such-package"]
-    assert missing[1].advice == 'run `pip install "no-such-package>=2"`'
+    assert missing[1].advice == f'run `{sys.executable} -m pip install "no-such-package>=2"`'
     assert findings[-1].what.startswith("2 packages: pytest ")
 
 
@@ -128,6 +128,18 @@ def test_port_in_use_names_another_one() -> None:
     assert f"server.port={port + 1}" in finding.advice
 
 
+def test_what_is_not_a_port_is_missing() -> None:
+    (finding,) = doctor.examine_port("127.0.0.1", 99_999)
+    assert (finding.level, finding.what) == ("missing", "port 99999 does not exist")
+
+
+def test_a_model_of_another_role_is_not_to_be_fetched(tmp_path: Path) -> None:
+    findings = list(doctor.examine_models(settings(model__backbone="whisper-base"), tmp_path))
+    assert findings[0].what == "backbone: whisper-base is a recogniser, not a backbone"
+    assert "fetch" not in findings[0].advice
+    assert "smollm2-135m" in findings[0].advice
+
+
 def test_port_with_omni_behind_it_is_fine() -> None:
     class Health(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -164,4 +176,4 @@ def test_absent_sounddevice_is_only_a_note(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
     (finding,) = doctor.examine_microphone()
     assert finding.level == "note"
-    assert "omni-realtime[mic]" in finding.advice
+    assert f"`{sys.executable} -m pip install sounddevice`" in finding.advice
