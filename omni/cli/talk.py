@@ -70,8 +70,15 @@ def run(args: argparse.Namespace) -> int:
         OmniError: no server, an unreadable recording, no answer: one sentence each.
     """
     given = sum((bool(args.recordings), args.text is not None, args.mic))
-    if given != 1:
+    if given == 0:
         raise InputError("give recordings to play, or --text, or --mic")
+    if given > 1:
+        raise InputError("give only one of these: recordings to play, --text, or --mic")
+    if args.text is not None and not args.text.strip():
+        raise InputError("--text is empty: give it the words to say")
+    for path in (args.output, args.record):
+        if path is not None:
+            require_writable(path)
     config = read_config(args)
     if args.mic:
         from omni_streaming.devices import require_sound
@@ -90,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 async def _talk(
     args: argparse.Namespace, config: Config, clips: list[tuple[Path, NDArray[np.int16]]]
 ) -> None:
-    from omni_streaming.client import Client, ConnectionFailed
+    from omni_streaming.client import Client, ConnectionFailed, ServerError
 
     api_key = args.api_key or os.environ.get("OMNI_API_KEY") or config.server.api_key or None
     async with contextlib.AsyncExitStack() as stack:
@@ -104,6 +111,12 @@ async def _talk(
         except ConnectionFailed as error:
             raise ConnectionFailed(
                 f"{error}; start one with `omni serve`, or add --start"
+            ) from error
+        except ServerError as error:
+            if error.code != "invalid_api_key":
+                raise
+            raise OmniError(
+                f"{error}; give the server's key with --api-key or in OMNI_API_KEY"
             ) from error
         await _set_up(client, args)
         if args.mic:
@@ -201,6 +214,20 @@ def _write(args: argparse.Namespace, client: Client, answers: list[Answer]) -> N
         client.recording.write(args.record)
 
 
+def require_writable(path: Path) -> None:
+    """Refuse before the conversation what could not be written after it.
+
+    Raises:
+        InputError: ``path`` is a folder, or its folder is missing or may not be written.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder, give it a file's name")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: it is not yours to write, choose another place")
+
+
 def read_recording(path: Path) -> NDArray[np.int16]:
     """A recording of any common format as mono PCM16 at 24 kHz, [n].
 
@@ -213,6 +240,8 @@ def read_recording(path: Path) -> NDArray[np.int16]:
 
     from omni.types import OUTPUT_RATE_HZ
 
+    if not path.exists():
+        raise InputError(f"cannot read {path}: no such file")
     try:
         audio, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:

@@ -44,7 +44,14 @@ class ConnectionFailed(OmniError):
 
 
 class ServerError(OmniError):
-    """The server closed the connection or sent an error; the message is the server's."""
+    """The server closed the connection or sent an error; the message is the server's.
+
+    ``code`` is the error's own, None where there was none.
+    """
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(slots=True)
@@ -121,7 +128,8 @@ class Client:
                 compression=None,
                 proxy=None if is_loopback(urlsplit(self._socket_url).hostname or "") else True,
             )
-        except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
+        except (OSError, InvalidHandshake, InvalidURI, TimeoutError, ValueError) as error:
+            # ValueError: the URL's port or address is not one
             raise ConnectionFailed(f"no Realtime server answers at {self.url}: {error}") from error
         self._origin_s = time.monotonic()
         self._tasks.append(asyncio.create_task(self._receive()))
@@ -229,7 +237,7 @@ class Client:
                     if event["type"] == kind:
                         return event
                     if event["type"] == "error":
-                        raise ServerError(_words(event))
+                        raise ServerError(_words(event), event["error"].get("code"))
                 seen = len(self.events)
                 self._raise_if_closed()
                 await self._changed.wait()

@@ -9,6 +9,7 @@ much was heard.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -169,7 +170,7 @@ def require_sound() -> Any:
         import sounddevice
     except (ImportError, OSError) as error:  # OSError: PortAudio itself is missing
         raise OmniError(
-            "the microphone needs the package sounddevice and PortAudio: "
-            "pip install 'omni-realtime[mic]' (and your system's libportaudio2)"
+            "the microphone needs the package sounddevice and PortAudio: run "
+            f"`{sys.executable} -m pip install sounddevice` and install your system's libportaudio2"
         ) from error
     return sounddevice

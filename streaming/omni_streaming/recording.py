@@ -98,7 +98,8 @@ def write_wav(path: Path, pcm: NDArray[np.int16]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with wave.open(str(path), "wb") as file:
+    # Opened here: where wave opens a file itself and cannot, its destructor fails as well.
+    with path.open("wb") as stream, wave.open(stream, "wb") as file:
         file.setnchannels(1 if pcm.ndim == 1 else pcm.shape[1])
         file.setsampwidth(2)
         file.setframerate(OUTPUT_RATE_HZ)

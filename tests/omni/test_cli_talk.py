@@ -22,7 +22,7 @@ from omni.cli import main
 from omni.cli.talk import read_recording
 from omni.parts import Parts
 from omni.scripted import Answer, Script, ScriptedAssistant
-from tests.streaming.serving import make_server, serving_on_a_thread
+from tests.streaming.serving import make_server, serving_on_a_thread, settings
 from tests.streaming.test_client import LoudIsSpeech, tone
 
 SCRIPT = Script(
@@ -124,9 +124,11 @@ def test_no_server_is_one_sentence_that_says_what_to_do(
 def test_a_recording_that_cannot_be_read_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in (tmp_path / "missing.wav", Path(__file__)):
-        assert main(["talk", str(path)]) == 1
-        assert str(path) in one_sentence(capsys, "talk")
+    missing = tmp_path / "missing.wav"
+    assert main(["talk", str(missing)]) == 1
+    assert one_sentence(capsys, "talk") == f"omni talk: cannot read {missing}: no such file\n"
+    assert main(["talk", __file__]) == 1
+    assert __file__ in one_sentence(capsys, "talk")
     assert main(["talk", str(write(tmp_path / "empty.wav", tone(0.0)))]) == 1
     assert "holds no audio" in one_sentence(capsys, "talk")
 
@@ -143,10 +145,49 @@ def test_a_recording_without_speech_is_one_sentence(
     assert "heard no finished speech in" in one_sentence(capsys, "talk")
 
 
-def test_nothing_to_say_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["talk"], ["talk", "--mic", "--text", "x"]):
-        assert main(arguments) == 1
-        assert "or --mic" in one_sentence(capsys, "talk")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give recordings to play, or --text, or --mic"),
+        (["--mic", "--text", "x"], "give only one of these"),
+        (["q.wav", "--text", "x"], "give only one of these"),
+        (["--text", ""], "--text is empty"),
+        (["--text", " "], "--text is empty"),
+        (["--text", "x", "--url", "http://127.0.0.1:99999"], "http://127.0.0.1:99999"),
+    ],
+)
+def test_what_cannot_be_said_is_one_sentence(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["talk", *arguments]) == 1
+    assert said in one_sentence(capsys, "talk")
+
+
+@pytest.mark.parametrize("option", ["-o", "--record"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_conversation(
+    option: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, why in (
+        (tmp_path / "nowhere" / "x.wav", f"there is no folder {tmp_path / 'nowhere'}"),
+        (tmp_path, "it is a folder"),
+    ):
+        assert main(["talk", "--text", "Hello", option, str(path), "--url", url]) == 1
+        assert f"cannot write {path}: {why}" in one_sentence(capsys, "talk")
+    assert main(["talk", "--text", "Hello", "--url", url]) == 0
+    assert "Fine thank you" in capsys.readouterr().out, "the first answer had not been asked for"
+
+
+@pytest.mark.parametrize("key", [[], ["--api-key", "wrong"]])
+def test_a_key_that_is_missing_or_wrong_is_one_sentence_that_says_where_it_goes(
+    key: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMNI_API_KEY", raising=False)
+    with serving_on_a_thread(make_server(settings(api_key="right"), build=scripted)) as url:
+        assert main(["talk", "--text", "Hello", "--url", url, *key]) == 1
+        sentence = one_sentence(capsys, "talk")
+        assert "invalid_api_key" in sentence
+        assert "--api-key or in OMNI_API_KEY" in sentence
+        assert main(["talk", "--text", "Hello", "--url", url, "--api-key", "right"]) == 0
 
 
 def test_no_sound_library_is_one_sentence(
@@ -154,7 +195,7 @@ def test_no_sound_library_is_one_sentence(
 ) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert main(["talk", "--mic"]) == 1
-    assert "omni-realtime[mic]" in one_sentence(capsys, "talk")
+    assert f"`{sys.executable} -m pip install sounddevice`" in one_sentence(capsys, "talk")
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 24_000, 44_100, 48_000])
@@ -219,6 +260,8 @@ def test_serve_says_where_to_talk_and_ends_cleanly_on_a_signal(
         process.send_signal(number)
         errors = process.stderr.read()
         assert process.wait(20) == 0
+        assert process.stdout.read() == "Stopped.\n"
+        assert "may finish" not in errors, "no answer was under way"
         assert "Traceback" not in errors
         assert "Hello" not in errors
 
@@ -228,6 +271,14 @@ def test_serve_on_a_port_in_use_is_one_sentence(capsys: pytest.CaptureFixture[st
         port = listening.getsockname()[1]
         assert main(["serve", "--scripted", "--port", str(port)]) == 2
     assert f"port {port} on 127.0.0.1 is in use" in one_sentence(capsys, "serve")
+
+
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_serve_on_what_is_not_a_port_is_one_sentence(
+    port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--scripted", "--port", port]) == 2
+    assert f"port {port} does not exist" in one_sentence(capsys, "serve")
 
 
 def test_serve_for_others_without_a_key_is_one_sentence(
