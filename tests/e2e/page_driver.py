@@ -25,6 +25,7 @@ from omni_streaming.listener import Listener, bind
 from omni_streaming.server import Server
 
 from omni.config import Config
+from omni.parts import Parts
 from omni.scripted import Script, ScriptedAssistant
 from omni.types import Command, Commit, Confirm, Speculate
 from omni.worker import Worker
@@ -125,8 +126,11 @@ def write_microphone(file: Path, parts: Sequence[NDArray[np.float32] | float]) -
 
 
 @contextlib.contextmanager
-def serving(server: Server, port: int = 0) -> Iterator[str]:
-    """Serve from another thread, on a free port by default; yields the page's address."""
+def serving(server: Server, port: int = 0, *, is_ready: bool = True) -> Iterator[str]:
+    """Serve from another thread, on a free port by default; yields the page's address.
+
+    With ``is_ready`` false, the assistant is not waited for.
+    """
     started = threading.Event()
     box: dict[str, Any] = {}
 
@@ -144,7 +148,8 @@ def serving(server: Server, port: int = 0) -> Iterator[str]:
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
     try:
-        assert server.worker.wait(120) == "ready", server.worker.failure
+        if is_ready:
+            assert server.worker.wait(120) == "ready", server.worker.failure
         assert started.wait(10)
         yield box["url"]
     finally:
@@ -169,12 +174,23 @@ class Scripted(ScriptedAssistant):
 
 
 def scripted_server(
-    script: Script, config: Config | None = None, assistant: Scripted | None = None
+    script: Script,
+    config: Config | None = None,
+    assistant: Scripted | None = None,
+    may_load: threading.Event | None = None,
 ) -> Server:
-    """A server whose assistant answers by ``script``, or is ``assistant``."""
+    """A server whose assistant answers by ``script``, or is ``assistant``.
+
+    With ``may_load`` the assistant is still loading until that is set.
+    """
+
+    def build(parts: Parts) -> Scripted:
+        assert may_load is None or may_load.wait(120)
+        return assistant or Scripted(script)
+
     return Server(
         config=config or Config(),
-        worker=Worker(lambda parts: assistant or Scripted(script)),
+        worker=Worker(build),
         vad=VoiceActivity(),
         model="scripted",
         voices=lambda: ScriptedAssistant.voices,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,7 +158,8 @@ def test_stop_takes_back_what_was_not_heard(typing: tuple[Page, str]) -> None:
     page.wait(lambda p: p.phase == "ready")
     last_report = page.events("omni.output_audio.played", "out")[-1]
     assert truncated["audio_end_ms"] == last_report["played_ms"] > 0
-    assert page.turns[1]["note"].endswith("interrupted")
+    page.wait(lambda p: p.events("response.done", "in"))
+    assert re.fullmatch(r"after \d+\.\d\d s · interrupted", page.turns[1]["note"])
     assert page.sound[-1]["isAudible"] is False
     assert page.text("#notice") == ""
 
@@ -250,7 +252,7 @@ def test_lost_connection_can_be_taken_up_again(typing: tuple[Page, str]) -> None
         type_message(page, "my name is Ada")
         page.wait(lambda p: len(p.turns) == 2 and p.phase == "ready")
     said = page.wait(lambda p: p.text("#notice-text"))
-    assert said.startswith("The server is restarting.")
+    assert said == "The server was stopped or is restarting."
     assert page.phase == "lost"
     page.click("reconnect")
     page.wait(lambda p: p.text("#notice-text") == "The connection to the server was lost.")
@@ -277,13 +279,99 @@ def test_key_is_asked_for_and_kept_in_memory_only(typing: tuple[Page, str]) -> N
         page.wait(lambda p: p.text("#key-dialog"))
         assert page.focused == "key"
         page.driver.find_element("id", "key").send_keys("wrong", ENTER)
-        page.wait(lambda p: p.text("#key-wrong"))
-        page.driver.find_element("id", "key").clear()
+        page.wait(lambda p: p.text("#key-wrong") == "That key was not accepted.")
+        page.wait(lambda p: p.focused == "key")
         page.driver.find_element("id", "key").send_keys("open-sesame", ENTER)
         page.wait(lambda p: p.phase == "ready")
         stored = "return JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
         assert page.js(stored) == '[{},{},""]'
         assert "open-sesame" not in page.js("return location.href + document.body.innerHTML")
+
+
+def test_page_waits_for_the_models_and_then_does_what_was_asked(
+    typing: tuple[Page, str],
+) -> None:
+    page, _ = typing
+    may_load = threading.Event()
+    server = scripted_server(Script(), may_load=may_load)
+    with serving(server, is_ready=False) as url:
+        try:
+            page.open(url)
+            type_message(page, "hello")
+            said = page.wait(lambda p: p.text("#notice-text"))
+            assert said.startswith("The models are still loading.")
+            page.wait(lambda p: len(p.events("error", "in")) == 2)  # it asked again by itself
+            assert page.phase == "connecting"
+            assert page.phases.count("connecting") == 1
+            assert not page.driver.find_element("id", "reconnect").is_displayed()
+        finally:
+            may_load.set()
+        page.wait(lambda p: len(p.turns) == 2 and p.turns[1]["text"] == "You said: hello")
+        assert page.text("#notice") == ""
+        assert page.driver.find_element("id", "message").get_property("value") == ""
+
+
+def test_full_server_says_so_in_its_own_words(typing: tuple[Page, str]) -> None:
+    page, _ = typing
+    config = dataclasses.replace(Config(), server=ServerConfig(max_sessions=0))
+    with serving(scripted_server(Script(), config)) as url:
+        page.open(url)
+        type_message(page, "hello")
+        said = page.wait(lambda p: p.text("#notice-text"))
+        assert said == "At capacity: 0 sessions are open; try again later."
+        assert page.driver.find_element("id", "reconnect").is_displayed()
+
+
+def test_microphone_is_closed_with_the_connection_and_comes_back_as_it_was(tmp_path: Path) -> None:
+    microphone = write_microphone(tmp_path / "q.wav", [60.0])
+    with chromium(tmp_path / "p", microphone) as page:
+        with serving(scripted_server(Script())) as url:
+            page.open(url)
+            page.click("talk")
+            page.wait(lambda p: p.phase == "listening")
+            page.click("mute")
+            page.wait(lambda p: p.phase == "muted")
+        page.wait(lambda p: p.phase == "lost")
+        assert page.text("#talk") == "Start talking"
+        assert not page.driver.find_element("id", "mute").is_enabled()
+        with serving(scripted_server(Script()), port=int(url.rpartition(":")[2])):
+            num_sent = len(page.events("input_audio_buffer.append"))
+            page.click("reconnect")
+            page.wait(lambda p: p.phase == "muted")
+            assert page.text("#talk") == "End"
+            sent = page.wait(
+                lambda p: (
+                    len(events := p.events("input_audio_buffer.append")) > num_sent + 10 and events
+                )
+            )
+            assert all(chunk["peak"] == 0 for chunk in sent[num_sent + 5 :])
+
+
+def test_end_of_the_transcript_stays_in_view_when_its_box_shrinks(typing: tuple[Page, str]) -> None:
+    page, url = typing
+    page.open(url)
+    for number in range(6):
+        type_message(page, f"number {number} " + "word " * 40)
+        page.wait(lambda p, n=number: len(p.turns) == 2 * n + 2 and p.turns[-1]["text"])
+        page.press(ESCAPE)
+        page.wait(lambda p: p.phase == "ready")
+    left = (
+        "const log = document.getElementById('log');"
+        "return log.scrollHeight - log.scrollTop - log.clientHeight"
+    )
+    height = "return document.getElementById('log').clientHeight"
+    page.wait(lambda p: p.js(left) < 2)
+    was = page.js(height)
+    try:
+        page.driver.set_window_size(1280, 520)
+        page.wait(lambda p: p.js(height) < was - 48)  # more than counts as near the end
+        page.wait(lambda p: p.js(left) < 2)
+        page.js("document.getElementById('log').scrollTop = 0")
+        page.wait(lambda p: p.js(left) > 100)
+    finally:
+        page.driver.set_window_size(1280, 800)
+    page.wait(lambda p: p.js(height) == was)
+    assert page.js("return document.getElementById('log').scrollTop") == 0  # one was reading there
 
 
 def test_failed_answer_is_said_aloud_or_shown(typing: tuple[Page, str]) -> None:

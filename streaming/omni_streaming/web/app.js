@@ -1,9 +1,13 @@
 // The page: buttons, keys and audio devices around one conversation.
 
-import { Conversation } from "./conversation.js";
+import { Conversation, StillLoading } from "./conversation.js";
 import { Microphone, MicrophoneError } from "./microphone.js";
 import { Player, RATE_HZ } from "./player.js";
 import { View } from "./view.js";
+
+const RETRY_MS = 3000; // while the models are loading
+const LOADING = "The models are still loading. Omni connects by itself when they are ready.";
+const BAD_KEY = "That key was not accepted.";
 
 const byId = (id) => document.getElementById(id);
 
@@ -12,22 +16,28 @@ class App {
     this.view = new View();
     this.conversation = new Conversation(this.view, {
       onChange: () => this.refresh(),
-      onKeyNeeded: (words) => this.askForKey(words),
+      onKeyNeeded: () => this.askForKey(BAD_KEY),
       onLost: (words) => this.lose(words),
     });
     this.key = "";
     this.context = null;
     this.microphone = null;
+    this.isAsking = false; // the user for the microphone
     this.wantsVoice = false;
     this.isMuted = false;
-    this.isConnecting = false;
+    this.connecting = null; // promise of whether it will be connected
     this.isLost = false;
   }
 
   /** Take part by voice. Without a connection nobody is asked for the microphone. */
   async talk() {
+    this.isMuted = false;
+    await this.join();
+  }
+
+  async join() {
     this.wantsVoice = true;
-    this.view.hideNotice();
+    if (this.connecting === null) this.view.hideNotice();
     await this.openAudio();
     if (await this.connect()) await this.openMicrophone();
   }
@@ -35,7 +45,7 @@ class App {
   /** Connect again, with the microphone if it was wanted. */
   async reconnect() {
     this.view.hideNotice();
-    if (this.wantsVoice) return this.talk();
+    if (this.wantsVoice) return this.join();
     await this.openAudio();
     return this.connect();
   }
@@ -44,15 +54,17 @@ class App {
     this.wantsVoice = false;
     this.conversation.close();
     this.closeMicrophone();
+    this.isMuted = false;
     this.isLost = false;
     this.view.hideNotice();
     this.refresh();
   }
 
+  /** Say it in writing; false when that was not possible, or an earlier one still waits. */
   async sendText(text) {
-    this.view.hideNotice();
+    if (this.connecting === null) this.view.hideNotice();
     await this.openAudio();
-    if (!(await this.connect())) return false;
+    if (this.connecting !== null || !(await this.connect())) return false;
     await this.conversation.sendText(text);
     return true;
   }
@@ -67,36 +79,54 @@ class App {
     await this.context.resume();
   }
 
+  /** Whether there is a connection now; waits while the server loads its models. */
   async connect() {
     if (this.conversation.isConnected) return true;
-    if (this.isConnecting) return false;
-    this.isConnecting = true;
+    if (this.connecting !== null) return this.connecting;
     this.isLost = false;
+    this.connecting = this.keepTrying();
     this.refresh();
     try {
-      await this.conversation.connect(this.key);
-    } catch (error) {
-      if (error instanceof SyntaxError) this.askForKey("A key has no spaces or special signs.");
-      return false; // the rest has been shown by lose() or askForKey()
+      return await this.connecting;
     } finally {
-      this.isConnecting = false;
+      this.connecting = null;
       this.refresh();
     }
-    return true;
+  }
+
+  async keepTrying() {
+    for (let isWaiting = false; ; ) {
+      try {
+        await this.conversation.connect(this.key);
+        if (isWaiting) this.view.hideNotice();
+        return true;
+      } catch (error) {
+        if (error instanceof SyntaxError) this.askForKey("A key has no spaces or special signs.");
+        if (!(error instanceof StillLoading)) return false; // shown by lose() or askForKey()
+      }
+      if (!isWaiting) this.view.showNotice(LOADING);
+      isWaiting = true;
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
   }
 
   async openMicrophone() {
-    if (this.microphone !== null) return;
+    if (this.microphone !== null || this.isAsking) return;
+    this.isAsking = true;
     try {
       this.microphone = await Microphone.open(
         this.context,
         (chunk) => this.capture(chunk),
         () => this.loseMicrophone(),
       );
+      this.microphone.muted = this.isMuted;
     } catch (error) {
       if (!(error instanceof MicrophoneError)) throw error;
       this.view.showNotice(error.message);
+    } finally {
+      this.isAsking = false;
     }
+    if (!this.conversation.isConnected) this.closeMicrophone(); // lost while the user was asked
     this.refresh();
   }
 
@@ -107,6 +137,7 @@ class App {
 
   loseMicrophone() {
     this.closeMicrophone();
+    this.isMuted = false;
     this.view.showNotice("The microphone was disconnected. Press Start talking to use another.");
     this.refresh();
   }
@@ -114,7 +145,6 @@ class App {
   closeMicrophone() {
     this.microphone?.close();
     this.microphone = null;
-    this.isMuted = false;
     this.view.showLevel(0);
   }
 
@@ -129,21 +159,26 @@ class App {
     if (this.conversation.canStop) this.conversation.interrupt();
   }
 
+  /** Without a connection nobody listens, so the microphone is closed; Reconnect opens it. */
   lose(words) {
     this.isLost = true;
+    this.closeMicrophone();
     this.view.showNotice(words, { canReconnect: true });
     this.refresh();
   }
 
-  askForKey(words) {
-    byId("key-wrong").textContent = words;
+  /** Ask for a key; `problem` is what is wrong with the one that was given, if one was. */
+  askForKey(problem) {
+    this.closeMicrophone();
+    byId("key-wrong").textContent = problem;
     byId("key-wrong").hidden = this.key === "";
+    byId("key").value = "";
     if (!byId("key-dialog").open) byId("key-dialog").showModal();
     this.refresh();
   }
 
   get phase() {
-    if (this.isConnecting) return "connecting";
+    if (this.connecting !== null) return "connecting";
     if (this.isLost) return "lost";
     if (!this.conversation.isConnected) return "idle";
     if (this.conversation.phase !== null) return this.conversation.phase;
@@ -171,7 +206,8 @@ function wire(app) {
   byId("composer").onsubmit = async (event) => {
     event.preventDefault();
     const text = byId("message").value.trim();
-    if (text && (await app.sendText(text))) byId("message").value = "";
+    if (!text || !(await app.sendText(text))) return;
+    if (byId("message").value.trim() === text) byId("message").value = "";
   };
   byId("key-dialog").querySelector("form").onsubmit = () => {
     app.key = byId("key").value.trim();

@@ -7,6 +7,10 @@ const QUIET = 0.004; // RMS that is silence in any room
 const SPEECH_OVER_FLOOR = 3; // 10 dB
 const FLOOR_RISE = 1.005; // per chunk of 20 ms: doubles in 3 s
 const HARMLESS = new Set(["response_cancel_not_active"]);
+const LOADING = "models_loading"; // error code of a refusal
+
+/** The server is there, but its models are not yet. */
+export class StillLoading extends Error {}
 
 /** When the user was last heard, by loudness: for the latency that the user feels. */
 class Voice {
@@ -26,7 +30,7 @@ export class Conversation {
    * @param {import("./view.js").View} view
    * @param {object} handlers
    * @param {() => void} handlers.onChange the phase or what can be done may have changed
-   * @param {(words: string) => void} handlers.onKeyNeeded
+   * @param {() => void} handlers.onKeyNeeded there is none, or it was not accepted
    * @param {(words: string) => void} handlers.onLost
    */
   constructor(view, handlers) {
@@ -39,6 +43,7 @@ export class Conversation {
   reset() {
     this.realtime = null;
     this.isConnected = false;
+    this.refusal = null; // error code sent before a session was ready
     this.responseId = null;
     this.isUserSpeaking = false;
     this.speakingItem = null; // whose sound is being played
@@ -49,7 +54,10 @@ export class Conversation {
     this.reportedMs = 0;
   }
 
-  /** Open a session; what was said before is told to it. Resolves once it is ready. */
+  /**
+   * Open a session; what was said before is told to it. Resolves once it is ready.
+   * @throws {StillLoading} try again in some seconds; nothing else is told of it
+   */
   connect(key) {
     this.close();
     return new Promise((resolve, reject) => {
@@ -63,8 +71,10 @@ export class Conversation {
           }
         },
         onClose: (code, words) => {
-          this.lose(code, words);
-          reject(new Error(words));
+          const isLoading = this.refusal === LOADING;
+          if (isLoading) this.reset();
+          else this.lose(code, words);
+          reject(isLoading ? new StillLoading(words) : new Error(words));
         },
       });
       this.realtime = realtime;
@@ -81,7 +91,7 @@ export class Conversation {
     this.player?.stop();
     for (const id of this.view.turns.keys()) this.view.settle(id);
     this.reset();
-    if (code === BAD_KEY) this.handlers.onKeyNeeded(words);
+    if (code === BAD_KEY) this.handlers.onKeyNeeded();
     else this.handlers.onLost(words);
   }
 
@@ -175,8 +185,9 @@ export class Conversation {
         this.finish(event.response);
         break;
       case "error":
-        // A refused connection says why in its close code as well.
-        if (this.isConnected && !HARMLESS.has(event.error.code)) {
+        // A refused connection says why when it is closed as well.
+        if (!this.isConnected) this.refusal = event.error.code;
+        else if (!HARMLESS.has(event.error.code)) {
           this.view.showNotice(event.error.message);
         }
         break;
@@ -213,7 +224,7 @@ export class Conversation {
     let hasSound = false;
     for (const { id } of output) {
       this.view.settle(id);
-      if (status === "cancelled" && this.speakingItem !== id) this.view.note(id, "interrupted");
+      if (status === "cancelled" && this.speakingItem !== id) this.view.markInterrupted(id);
       if (status === "incomplete") this.view.note(id, "cut short");
       hasSound ||= this.player?.item === id;
     }
@@ -254,7 +265,7 @@ export class Conversation {
   }
 
   cut(item, playedMs, share) {
-    this.view.note(item, "interrupted");
+    this.view.markInterrupted(item);
     this.view.cut(item, share);
     if (this.truncates !== item) return; // the server knows: it heard the user speak
     this.realtime?.send({

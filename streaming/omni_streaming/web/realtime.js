@@ -5,11 +5,11 @@ const CLOSED = {
   1008: "The server does not accept connections from this page.",
   1009: "Something sent was too large for the server.",
   1011: "The server had an internal error.",
-  1012: "The server is restarting.",
-  1013: "The server is busy with other conversations.",
-  3000: "The server asks for an API key.",
 };
 const LOST = "The connection to the server was lost.";
+const STOPPED = "The server was stopped or is restarting."; // it does not know which itself
+const GOING = 1012;
+const TRY_LATER = 1013; // of several reasons, and only the server knows which
 
 /** Socket close code for a missing or wrong key. */
 export const BAD_KEY = 3000;
@@ -29,10 +29,7 @@ export class Realtime {
     if (key) protocols.push(`openai-insecure-api-key.${key}`);
     this.socket = new WebSocket(url, protocols);
     this.socket.onmessage = ({ data }) => onEvent(JSON.parse(data));
-    this.socket.onclose = ({ code, reason }) => {
-      const words = CLOSED[code] ?? LOST;
-      onClose(code, reason && code !== BAD_KEY ? `${words} (${reason})` : words);
-    };
+    this.socket.onclose = ({ code, reason }) => onClose(code, describe(code, reason));
   }
 
   get isOpen() {
@@ -53,6 +50,14 @@ export class Realtime {
     this.socket.onclose = null;
     this.socket.close(1000);
   }
+}
+
+/** Why the connection ended, for the user. */
+function describe(code, reason) {
+  if (code === GOING) return STOPPED;
+  if (code === TRY_LATER && reason) return `${reason[0].toUpperCase()}${reason.slice(1)}.`;
+  const words = CLOSED[code] ?? LOST;
+  return reason ? `${words} (${reason})` : words;
 }
 
 function toBase64(bytes) {

@@ -19,7 +19,22 @@ const byId = (id) => document.getElementById(id);
 
 export class View {
   constructor() {
-    this.turns = new Map(); // item id -> {element, role, text, isCut}
+    this.turns = new Map(); // item id -> {element, role, text, isCut, isInterrupted}
+    this.followEnd(byId("log"));
+  }
+
+  /** Keep the end in view, if it is, when the box changes size: no scroll event tells of that. */
+  followEnd(log) {
+    let isAtEnd = true;
+    let height = log.clientHeight;
+    log.addEventListener("scroll", () => {
+      if (log.clientHeight === height) isAtEnd = isNearEnd(log);
+    });
+    new ResizeObserver(() => {
+      if (isAtEnd) log.scrollTop = log.scrollHeight;
+      isAtEnd = isNearEnd(log);
+      height = log.clientHeight;
+    }).observe(log);
   }
 
   showPhase(phase, hasMicrophone) {
@@ -73,7 +88,7 @@ export class View {
       part.textContent = text;
       element.append(part);
     }
-    this.turns.set(id, { element, role, text: "", isCut: false });
+    this.turns.set(id, { element, role, text: "", isCut: false, isInterrupted: false });
     this.keepBottom(() => byId("turns").append(element));
     byId("empty").hidden = true;
   }
@@ -119,6 +134,14 @@ export class View {
     note.textContent = note.textContent ? `${note.textContent} · ${words}` : words;
   }
 
+  /** Said once, whoever notices first: the player that was stopped or the server. */
+  markInterrupted(id) {
+    const turn = this.turns.get(id);
+    if (!turn || turn.isInterrupted) return;
+    turn.isInterrupted = true;
+    this.note(id, "interrupted");
+  }
+
   removeTurn(id) {
     this.turns.get(id)?.element.remove();
     this.turns.delete(id);
@@ -136,8 +159,12 @@ export class View {
   /** Change the transcript, staying at its end if that is what was in view. */
   keepBottom(change) {
     const log = byId("log");
-    const isAtBottom = log.scrollHeight - log.scrollTop - log.clientHeight < 48;
+    const wasAtEnd = isNearEnd(log);
     change();
-    if (isAtBottom) log.scrollTop = log.scrollHeight;
+    if (wasAtEnd) log.scrollTop = log.scrollHeight;
   }
+}
+
+function isNearEnd(log) {
+  return log.scrollHeight - log.scrollTop - log.clientHeight < 48;
 }
