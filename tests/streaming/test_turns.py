@@ -66,7 +66,7 @@ def frames(ms: int, probability: float) -> list[float]:
 def test_a_turn_starts_pauses_and_stops() -> None:
     assert signals(frames(320, 0.01) + frames(640, 0.9) + frames(640, 0.01)) == [
         (320 + 96, Signal.STARTED),
-        (960 + 128, Signal.PAUSED),
+        (960 + 64, Signal.PAUSED),
         (960 + 416, Signal.STOPPED),
     ]
 
@@ -92,7 +92,7 @@ def test_going_on_after_a_pause_resumes_the_turn() -> None:
 
 def test_one_loud_frame_in_a_pause_is_a_click() -> None:
     found = signals(frames(320, 0.9) + frames(256, 0.0) + [0.9] + frames(320, 0.0))
-    assert found[1:] == [(448, Signal.PAUSED), (320 + 416, Signal.STOPPED)]
+    assert found[1:] == [(320 + 64, Signal.PAUSED), (320 + 416, Signal.STOPPED)]
 
 
 def test_a_probability_between_the_thresholds_neither_ends_nor_begins_speech() -> None:
