@@ -8,13 +8,16 @@ without ``event_id``, which the session adds. Names and shapes are those of the 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, ValidationError
 
 from omni.types import Usage
 from omni_streaming.items import (
+    MAX_ID_CHARS,
     ClientError,
     NewItem,
     ResponseParams,
@@ -23,6 +26,16 @@ from omni_streaming.items import (
 )
 
 Event = dict[str, Any]
+
+MAX_ELEMENTS = 50_000
+"""Values in one message: parsing and checking more would hold the interpreter from other sessions
+for too long, whichever thread does it. 128 tools with large schemas are about 15,000."""
+MAX_FAULTS = 100
+"""Faults of one event that are looked through for the most telling one."""
+MAX_PATH_CHARS = 200
+"""Of a parameter's path in an error: clients choose the keys."""
+
+ItemId = Annotated[str, Field(max_length=MAX_ID_CHARS)]
 
 # --- Client events -------------------------------------------------------------------------------
 
@@ -50,21 +63,21 @@ class ClearAudio(ClientEvent):
 
 class CreateItem(ClientEvent):
     item: NewItem
-    previous_item_id: str | None = None
+    previous_item_id: ItemId | None = None
 
 
 class RetrieveItem(ClientEvent):
-    item_id: str
+    item_id: ItemId
 
 
 class TruncateItem(ClientEvent):
-    item_id: str
+    item_id: ItemId
     content_index: int = Field(ge=0)
     audio_end_ms: int = Field(ge=0)
 
 
 class DeleteItem(ClientEvent):
-    item_id: str
+    item_id: ItemId
 
 
 class CreateResponse(ClientEvent):
@@ -72,13 +85,13 @@ class CreateResponse(ClientEvent):
 
 
 class CancelResponse(ClientEvent):
-    response_id: str | None = None
+    response_id: ItemId | None = None
 
 
 class AudioPlayed(ClientEvent):
     """Our own addition: how much of an item's audio the client has played, never answered."""
 
-    item_id: str
+    item_id: ItemId
     content_index: int = Field(0, ge=0)
     played_ms: int = Field(ge=0)
 
@@ -108,6 +121,10 @@ def parse_client_event(message: str | bytes) -> ClientEvent:
         raise ClientError(
             "invalid_event", "Binary frames are not part of the protocol; send JSON text."
         )
+    if not _is_bounded(message):
+        raise ClientError(
+            "invalid_value", f"The message has more than {MAX_ELEMENTS} values; send fewer at once."
+        )
     data = _parse_json(message)
     if not isinstance(data, dict):
         raise ClientError("invalid_event", "An event is a JSON object with a 'type'.")
@@ -130,12 +147,36 @@ def parse_client_event(message: str | bytes) -> ClientEvent:
         raise_client_error(error, data, event_id)
 
 
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[,\[{]', re.DOTALL)
+"""A string, whole or without its end, or what comes before a value."""
+
+
+def _is_bounded(message: str) -> bool:
+    """Whether a message has at most MAX_ELEMENTS values; costs little however many it has."""
+    if len(message) <= MAX_ELEMENTS or sum(map(message.count, ",[{")) <= MAX_ELEMENTS:
+        return True
+    # Commas may be a text's own: count outside strings, and no further than need be.
+    num_elements = 0
+    for token in _TOKEN.finditer(message):
+        num_elements += message[token.start()] != '"'
+        if num_elements > MAX_ELEMENTS:
+            return False
+    return True
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:32]} is out of range")
+    return number
+
+
 def _parse_json(message: str) -> object:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        data = json.loads(message, parse_constant=refuse)
+        data = json.loads(message, parse_constant=refuse, parse_float=_finite)
         if "\\u" in message:  # a lone surrogate parses, but no UTF-8 frame could carry it back
             json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -148,10 +189,13 @@ def raise_client_error(
     error: ValidationError, data: object, event_id: str | None = None
 ) -> NoReturn:
     """The first fault of validating ``data`` as the protocol states it. Raises ClientError."""
+    if error.error_count() > MAX_FAULTS:
+        message = f"The event has {error.error_count()} faults."
+        raise ClientError("invalid_value", message, None, event_id) from None
     faults = error.errors(include_url=False)
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     kind, value = fault["type"], fault["input"]
-    path = _path(fault["loc"], data, keep_last=kind == "missing")
+    path = _path(fault["loc"], data, keep_last=kind == "missing")[:MAX_PATH_CHARS]
     if kind == "extra_forbidden":
         message = f"Unknown parameter: '{path}'."
         raise ClientError("unknown_parameter", message, path, event_id) from None

@@ -23,6 +23,8 @@ from pydantic import (
 from omni.errors import InputError
 
 MAX_ID_CHARS = 32
+MAX_NAMES = 128
+"""Entries of a list of names, such as languages or keywords."""
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
@@ -70,9 +72,14 @@ class Wire(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, value: object) -> object:
-        if isinstance(value, dict):
-            return {k: v for k, v in value.items() if v is not None or k in cls.nullable}
-        return value
+        if not isinstance(value, dict):
+            return value
+        present = {k: v for k, v in value.items() if v is not None or k in cls.nullable}
+        # One unknown key is enough to refuse the rest: pydantic would make an error of each.
+        unknown = [k for k in present if k not in cls.model_fields]
+        for key in unknown[1:]:
+            del present[key]
+        return present
 
 
 def _tagged(key: str, default: str | None = None) -> Discriminator:
@@ -129,7 +136,7 @@ Tool = Annotated[Annotated[FunctionTool, Tag("<function>")], _tagged("type", "fu
 
 class FunctionChoice(Wire):
     type: Literal["function"]
-    name: str
+    name: str = Field(max_length=64)
 
 
 ToolChoice = Literal["none", "auto", "required"] | FunctionChoice
@@ -169,12 +176,15 @@ class NoiseReduction(Wire):
     strength: float | None = None
 
 
+Names = Annotated[list[str], Field(max_length=MAX_NAMES)]
+
+
 class Transcription(Wire):
     model: str | None = None
     language: str | None = None
-    languages: list[str] | None = None
+    languages: Names | None = None
     prompt: str | None = None
-    keywords: list[str] | None = None
+    keywords: Names | None = None
     delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
@@ -207,23 +217,28 @@ class RetentionRatio(Wire):
     token_limits: TokenLimits | None = None
 
 
+Pairs = Annotated[dict[str, JsonValue], Field(max_length=MAX_NAMES)]
+
+
 class Tracing(Wire):
     workflow_name: str | None = None
     group_id: str | None = None
-    metadata: dict[str, JsonValue] | None = None
+    metadata: Pairs | None = None
 
 
 class Prompt(Wire):
     id: str
     version: str | None = None
-    variables: dict[str, JsonValue] | None = None
+    variables: Pairs | None = None
 
 
 class Reasoning(Wire):
     effort: str | None = None
 
 
-Include = list[Literal["item.input_audio_transcription.logprobs"]]
+Include = Annotated[
+    list[Literal["item.input_audio_transcription.logprobs"]], Field(max_length=MAX_NAMES)
+]
 
 
 class RealtimeSession(Wire):
@@ -345,7 +360,7 @@ class FunctionOutputItem(ItemBase):
 
 class ItemReference(Wire):
     type: Literal["item_reference"]
-    id: str
+    id: str = Field(max_length=MAX_ID_CHARS)
 
 
 NewItem = Annotated[
