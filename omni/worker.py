@@ -16,7 +16,6 @@ import asyncio
 import logging
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -29,6 +28,7 @@ from omni.types import (
     Command,
     Confirm,
     Done,
+    Edit,
     Failed,
     Output,
     Pause,
@@ -86,6 +86,7 @@ class _Client:
     deliver: Deliver
     loop: asyncio.AbstractEventLoop
     num_pending: int = 0  # commands in the inbox
+    edit_at: int | None = None  # index of its last command in the inbox, if that is an Edit
     num_in_flight: int = 0  # outputs sent and not yet acknowledged
     is_held: bool = False  # by the session itself
     is_paused: bool = False  # as last told to the assistant
@@ -112,7 +113,7 @@ class Worker:
         self.parts = parts or ThreadParts()
         self.parts.on_finished = self._wake
         self._wakeup = threading.Condition()
-        self._inbox: deque[tuple[str, Command]] = deque()
+        self._inbox: list[tuple[str, Command]] = []
         self._clients: dict[str, _Client] = {}
         self._is_stopping = False
         self._settled = threading.Event()
@@ -180,9 +181,8 @@ class Worker:
                 self._fail(session_id, None, "server_error", "the assistant has stopped")
                 return
             for command in commands:
-                client.num_pending += 1
                 client.is_closed = client.is_closed or isinstance(command, Close)
-                self._inbox.append((session_id, command))
+                self._put(session_id, client, command)
             if client.num_pending > MAX_PENDING_COMMANDS and not client.is_closed:
                 self._inbox.append((session_id, Close(session_id)))
                 self._fail(
@@ -231,11 +231,11 @@ class Worker:
                     self._wakeup.wait()
                 if self._is_stopping:
                     break
-                batch = list(self._inbox)
-                self._inbox.clear()
+                batch, self._inbox = self._inbox, []
                 for session_id, _ in batch:
                     if client := self._clients.get(session_id):
                         client.num_pending -= 1
+                        client.edit_at = None
             for session_id, command in batch:
                 self._take(assistant, session_id, command)
             if not self._step(assistant):
@@ -336,7 +336,8 @@ class Worker:
     def _fail_everybody(self) -> None:
         with self._wakeup:
             self._inbox.clear()
-            for session_id in list(self._clients):
+            for session_id, client in list(self._clients.items()):
+                client.edit_at = None
                 self._fail(session_id, None, "server_error", "the assistant had to be restarted")
 
     def _close_session(self, assistant: Port, session_id: str) -> None:
@@ -346,6 +347,15 @@ class Worker:
             logger.exception("a failed session could not be closed")
 
     # --- both; the lock is held ------------------------------------------------------------------
+
+    def _put(self, session_id: str, client: _Client, command: Command) -> None:
+        """Append to the inbox; an Edit, being whole, takes the place of one right before it."""
+        if isinstance(command, Edit) and client.edit_at is not None:
+            self._inbox[client.edit_at] = (session_id, command)
+            return
+        client.edit_at = len(self._inbox) if isinstance(command, Edit) else None
+        client.num_pending += 1
+        self._inbox.append((session_id, command))
 
     def _fail(self, session_id: str, response_id: str | None, code: str, message: str) -> None:
         client = self._clients.get(session_id)
@@ -377,8 +387,7 @@ class Worker:
         if should_pause == client.is_paused or client.is_closed:
             return
         client.is_paused = should_pause
-        client.num_pending += 1
-        self._inbox.append((session_id, Pause(session_id) if should_pause else Resume(session_id)))
+        self._put(session_id, client, Pause(session_id) if should_pause else Resume(session_id))
         self._wakeup.notify()
 
 

@@ -25,7 +25,7 @@ from omni_encoders.vad import VoiceActivity
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from omni.config import Config
-from omni.types import INPUT_RATE_HZ, Output
+from omni.types import INPUT_RATE_HZ, Edit, Output
 from omni.worker import Worker
 from omni_streaming.metrics import Metrics, SessionMetrics
 from omni_streaming.send_queue import SendQueue
@@ -110,6 +110,7 @@ class Connection:
         self._outputs_came = asyncio.Event()
         self._close_code: tuple[int, str] | None = None
         self._is_held = False
+        self._edited_s = 0.0  # when the assistant was last told of a changed conversation
         self._full_since_s: float | None = None
         self._send_since_s: float | None = None
         self._idle = asyncio.Event()  # no response is under way
@@ -184,6 +185,8 @@ class Connection:
                     self._session.receive(data, _now_ms())
             await self._score()
             self._flush()
+            # A flood of messages is received without ever waiting: let other sessions in.
+            await asyncio.sleep(0)
 
     async def _receive_in_thread(self, data: str | bytes) -> None:
         # Shielded: a cancelled await would leave the thread inside the session, unwaited for.
@@ -257,10 +260,12 @@ class Connection:
 
     def _flush(self) -> None:
         """Pass on what the session wants said and done; pause generation if that is too much."""
-        commands = self._session.commands()
+        now_s = time.monotonic()
+        commands = self._session.commands(edit=now_s - self._edited_s >= TICK_S)
         for command in commands:
             self._metrics.command(command)
-        now_s = time.monotonic()
+            if isinstance(command, Edit):
+                self._edited_s = now_s
         for event in self._session.events_to_send():
             self._metrics.event(event, now_s)
             self._queue.put(event)

@@ -124,6 +124,7 @@ class Session:
         self._client_ms = now_ms  # when the client was last heard of
         self._is_closed = False
         self._context = self._rendered()
+        self._is_stale = False  # the assistant may not know the latest of the conversation
         self.queue.add(Open(session_id, self._context))
         self.emit(events.session_created(self.settings.wire))
 
@@ -207,8 +208,14 @@ class Session:
         drained, self._events = self._events, []
         return drained
 
-    def commands(self) -> list[Command]:
-        """Commands for the assistant in order; drained. The first is Open."""
+    def commands(self, *, edit: bool = True) -> list[Command]:
+        """Commands for the assistant in order; drained. The first is Open.
+
+        Changes of the conversation since the last call are one Edit, or wait with ``edit`` False;
+        what depends on them never comes before them.
+        """
+        if edit:
+            self.sync_now()
         return self.queue.drain()
 
     def close(self) -> None:
@@ -247,9 +254,14 @@ class Session:
         self.sync()
 
     def sync(self) -> None:
+        """The conversation may have changed: tell the assistant with the next commands."""
+        self._is_stale = True
+
+    def sync_now(self) -> None:
         """Tell the assistant of a changed conversation; an active response is left in peace."""
-        if self.active is not None:
+        if not self._is_stale or self.active is not None or self.is_ending:
             return
+        self._is_stale = False
         context = self._rendered()
         if context != self._context:
             self.turns.drop_speculation()
@@ -271,6 +283,7 @@ class Session:
             self.turns.drop_speculation()
         fits = self.context_fits() if context is None else True
         self.sync()
+        self.sync_now()
         response = self.begin(self.new_id("resp"), settings, turn_id)
         if fits:
             self.queue.add(

@@ -262,6 +262,7 @@ class TurnTaking:
             self._queue.add(ScoreTurn(session.session_id, turn.id))
         if detection.create_response and session.active is None and session.context_fits():
             session.sync()
+            session.sync_now()
             settings = session.settings.response()
             speculation = Speculation(session.new_id("resp"), turn.id, settings)
             turn.is_held = True
@@ -280,6 +281,7 @@ class TurnTaking:
     def _commit(self, turn: Turn, *, respond: bool) -> None:
         """The turn becomes an item and, with ``respond``, is answered."""
         session = self._session
+        session.sync_now()  # a speculation on what has changed must not be confirmed
         speculation, self._speculation = self._speculation, None
         is_empty = self._transcripts.is_known_empty(turn.id)
         is_confirmed = bool(respond and speculation and not speculation.is_dead and not is_empty)

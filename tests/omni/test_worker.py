@@ -17,7 +17,9 @@ from omni.types import (
     Command,
     Conversation,
     Done,
+    Edit,
     Failed,
+    Message,
     Open,
     Output,
     Pause,
@@ -25,6 +27,7 @@ from omni.types import (
     ResponseConfig,
     Resume,
     TextDelta,
+    TextPart,
     Usage,
 )
 from omni.worker import (
@@ -305,6 +308,49 @@ async def test_a_session_that_floods_the_inbox_fails_alone() -> None:
         slow.respond("fine")
         assert isinstance((await slow.until_ended("fine"))[-1], Done)
         assert not any(isinstance(o, Failed) for o in slow.outputs)
+
+
+async def test_a_newer_edit_takes_the_place_of_one_that_waits_right_before_it() -> None:
+    stuck = threading.Event()
+
+    class SlowPort(EchoPort):
+        def submit(self, command: Command) -> None:
+            if command.session_id == "slow":
+                stuck.wait(10)
+            super().submit(command)
+
+    def edit(session_id: str, text: str) -> Edit:
+        message = Message("user", (TextPart(text),))
+        return Edit(session_id, Conversation(messages=(message,)))
+
+    async with running(SlowPort) as (worker, built):
+        one, two = Listener(worker, "one"), Listener(worker, "two")
+        one.respond("warm")
+        await one.until_ended("warm")
+        first = len(built[0].commands)
+        slow = Listener(worker, "slow")
+        try:
+            while worker.num_pending("slow"):
+                await asyncio.sleep(0)
+            for index in range(10):
+                one.submit(edit("one", f"{index}"))
+                two.submit(edit("two", f"{index}"))
+            assert worker.num_pending("one") == 1
+            one.respond("r")
+            one.submit(edit("one", "last"))
+        finally:
+            stuck.set()
+        await one.until_ended("r")
+        slow.respond("end")
+        await slow.until_ended("end")
+        taken = [c for c in built[0].commands[first:] if c.session_id == "one"]
+        assert taken == [
+            edit("one", "9"),
+            Respond("one", "r", ResponseConfig()),
+            edit("one", "last"),
+        ]
+        assert built[0].commands.count(edit("two", "9")) == 1
+        assert edit("two", "8") not in built[0].commands
 
 
 async def test_a_session_that_does_not_handle_its_outputs_is_paused_until_it_does() -> None:

@@ -12,7 +12,7 @@ import pytest
 from omni_streaming.session import Session
 
 from omni.parts import Parts
-from omni.types import Cancel, Close, Command, Feed, Open, Pause, Resume
+from omni.types import Cancel, Close, Command, Edit, Feed, Open, Pause, Resume
 from tests.streaming.serving import (
     Chatter,
     Running,
@@ -281,3 +281,31 @@ async def until(is_so: object) -> None:
     async with asyncio.timeout(20):
         while not is_so():
             await asyncio.sleep(0.005)
+
+
+async def test_a_flood_of_items_is_few_edits_and_the_others_are_served_meanwhile() -> None:
+    edits: list[Edit] = []
+
+    class Counting(Chatter):
+        def submit(self, command: Command) -> None:
+            if isinstance(command, Edit):
+                edits.append(command)
+            super().submit(command)
+
+    num_items = 300
+    async with (
+        serving(build=Counting) as running,
+        socket(running) as other,
+        socket(running) as client,
+    ):
+        for index in range(num_items):
+            part = {"type": "input_text", "text": f"{index}"}
+            item = {"type": "message", "role": "user", "content": [part]}
+            await client.send("conversation.item.create", item=item)
+        await still_talks(other)
+        async with asyncio.timeout(10):
+            while all(len(edit.conversation.messages) < num_items for edit in edits):
+                await asyncio.sleep(0.005)
+        for _ in range(2 * num_items):  # added, done
+            await client.receive()
+        assert len(edits) < num_items / 4
