@@ -131,7 +131,10 @@ def origin_allowed(config: ServerConfig, origin: str | None, host: str | None) -
     """
     if origin is None or "*" in config.allowed_origins or origin in config.allowed_origins:
         return True
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # such as "http://[abc"
+        return False
     if not host or parts.netloc.lower() != host.lower() or not parts.hostname:
         return False
     return bool(config.api_key) or is_loopback(parts.hostname) or _is_address(parts.hostname)

@@ -256,7 +256,10 @@ class Server:
         """
         if not isinstance(session, dict):
             raise InputError("session is not an object")
-        self._models.resolve(session.get("model"))
+        model = session.get("model")
+        if not isinstance(model, str | None):
+            raise InputError("session.model is not a string")
+        self._models.resolve(model)
         trial = Session(
             session_id=new_id("sess"),
             config=self.config,

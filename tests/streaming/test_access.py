@@ -131,3 +131,8 @@ def test_an_alias_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.message for record in caplog.records] == [
         "model 'gpt-realtime' means 'qwen' here"
     ]
+
+
+@pytest.mark.parametrize("origin", ["http://[abc", "http://[::1", "http://]", "://["])
+def test_an_origin_that_is_no_url_is_refused(origin: str) -> None:
+    assert not origin_allowed(ServerConfig(), origin, "[abc")

@@ -247,6 +247,8 @@ async def test_a_client_secret_of_a_transcription_session_opens_one() -> None:
         ({"content": "[" * 100_000}, "not JSON"),
         ({"json": [1]}, "not a JSON object"),
         ({"json": {"session": "x"}}, "session is not an object"),
+        ({"json": {"session": {"model": 5}}}, "model is not a string"),
+        ({"content": '{"session": {"type": "realtime", "x": 1e999}}'}, "not valid JSON"),
         ({"json": {"session": {"type": "realtime", "no_such_key": 1}}}, "no_such_key"),
         ({"json": {"session": {"type": "realtime", "model": "gpt-5"}}}, "not served"),
         ({"json": {"expires_after": {"seconds": 5}}}, "expected 10..7200"),
