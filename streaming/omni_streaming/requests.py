@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -230,8 +231,9 @@ class Requests:
         part = next((c for c in shown.get("content", ()) if c["type"].endswith("_audio")), None)
         if kept is not None and part is not None:
             wire = session.settings.wire["audio"]
+            num_bytes = len(json.dumps(shown, ensure_ascii=False).encode("utf-8", "surrogatepass"))
             wire_format = wire["input" if item.role == "user" else "output"]["format"]["type"]
-            part["audio"] = self._encode(kept, wire_format, MAX_RETRIEVED_BYTES - len(str(shown)))
+            part["audio"] = self._encode(kept, wire_format, MAX_RETRIEVED_BYTES - num_bytes)
         session.emit(events.item_retrieved(shown))
 
     @staticmethod

@@ -33,7 +33,8 @@ class SendQueue:
     def __init__(self, max_bytes: int, new_id: Callable[[str], str]) -> None:
         self._max_bytes = max_bytes
         self._new_id = new_id
-        self._frames: deque[tuple[str, str | None]] = deque()  # frame, response id of audio
+        self._frames: deque[tuple[str, int, str | None]] = deque()
+        """(frame, bytes, response id of audio)."""
         self.num_bytes = 0
         self.num_dropped = 0
         """Audio deltas dropped because their response was cancelled."""
@@ -59,21 +60,22 @@ class SendQueue:
         if event["type"] == "response.done" and event["response"]["status"] == "cancelled":
             self._drop_audio(event["response"]["id"])
         frame = _encode(event)
-        if len(frame) > MAX_FRAME_BYTES:
-            frame = _encode(self._too_large(event, len(frame)))
+        if (num_bytes := _num_bytes(frame)) > MAX_FRAME_BYTES:
+            frame = _encode(self._too_large(event, num_bytes))
         self._append(frame, None)
 
     def get(self) -> str | None:
         """Take the oldest frame, or None."""
         if not self._frames:
             return None
-        frame, _ = self._frames.popleft()
-        self.num_bytes -= len(frame)
+        frame, num_bytes, _ = self._frames.popleft()
+        self.num_bytes -= num_bytes
         return frame
 
     def _append(self, frame: str, audio_of: str | None) -> None:
-        self._frames.append((frame, audio_of))
-        self.num_bytes += len(frame)
+        num_bytes = _num_bytes(frame)
+        self._frames.append((frame, num_bytes, audio_of))
+        self.num_bytes += num_bytes
 
     def _split(self, event: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         audio: str = event["delta"]
@@ -87,10 +89,10 @@ class SendQueue:
             yield part
 
     def _drop_audio(self, response_id: str) -> None:
-        kept = deque(entry for entry in self._frames if entry[1] != response_id)
+        kept = deque(entry for entry in self._frames if entry[2] != response_id)
         self.num_dropped += len(self._frames) - len(kept)
         self._frames = kept
-        self.num_bytes = sum(len(frame) for frame, _ in kept)
+        self.num_bytes = sum(num_bytes for _, num_bytes, _ in kept)
 
     def _too_large(self, event: Mapping[str, Any], num_bytes: int) -> dict[str, Any]:
         return {
@@ -107,5 +109,14 @@ class SendQueue:
 
 
 def _encode(event: Mapping[str, Any]) -> str:
-    # ASCII, so that characters are bytes; no spaces: audio deltas dominate anyway.
-    return json.dumps(event, separators=(",", ":"), ensure_ascii=True)
+    # Unescaped: as escapes, an emoji of 4 bytes takes 12, and an item that fits no longer would.
+    frame = json.dumps(event, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        _num_bytes(frame)
+    except UnicodeEncodeError:  # half of a surrogate pair, such as a model can write in a call
+        frame = json.dumps(event, separators=(",", ":"), ensure_ascii=True)
+    return frame
+
+
+def _num_bytes(frame: str) -> int:
+    return len(frame) if frame.isascii() else len(frame.encode())  # audio deltas are ASCII

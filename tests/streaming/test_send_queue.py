@@ -113,3 +113,22 @@ def test_an_event_no_client_would_take_goes_out_as_an_error(queue: SendQueue) ->
     assert event["type"] == "error"
     assert event["event_id"] == "event_1"
     assert "conversation.item.retrieved" in event["error"]["message"]
+
+
+def test_text_is_not_escaped_and_its_bytes_are_counted(queue: SendQueue) -> None:
+    event = {"type": "x", "event_id": "e", "text": "\U0001f600" * 125_000}
+    queue.put(event)
+    assert 500_000 < queue.num_bytes < 500_100
+    assert drain(queue) == [event]
+    assert queue.num_bytes == 0
+
+
+def test_half_of_a_surrogate_pair_still_makes_a_frame(queue: SendQueue) -> None:
+    event = {"type": "x", "event_id": "e", "arguments": "\ud83d é"}
+    queue.put(event)
+    assert drain(queue) == [event]
+
+
+def test_a_number_that_is_not_finite_is_never_sent(queue: SendQueue) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        queue.put({"type": "x", "event_id": "e", "speed": float("inf")})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 
+from omni_streaming.send_queue import SendQueue
+
 from omni.config import Config, EngineConfig, ServerConfig
 from omni.scripted import Script
 from omni.types import (
@@ -233,3 +235,31 @@ def test_a_secrets_session_is_there_from_the_start() -> None:
     driver = Driver(initial={"type": "realtime", "instructions": "Be brief."})
     assert driver.events[0]["session"]["instructions"] == "Be brief."
     assert driver.commands_of(Open)[0].conversation.instructions == "Be brief."
+
+
+def test_an_item_of_emoji_is_repeated_whole() -> None:
+    driver = Driver()
+    queue = SendQueue(2**24, driver.new_id)
+    text = "\U0001f600" * 125_000
+    for event in driver.send(
+        "conversation.item.create", item=user_item(type="input_text", text=text)
+    ):
+        queue.put(event)
+        sent = json.loads(queue.get() or "")
+        assert sent["item"]["content"] == [{"type": "input_text", "text": text}]
+
+
+def test_changes_that_come_together_are_one_edit() -> None:
+    driver = Driver()
+    for index in range(100):
+        made = {**user_item(type="input_text", text=str(index)), "id": f"mine_{index}"}
+        driver.session.receive(
+            json.dumps({"type": "conversation.item.create", "item": made}), driver.now_ms
+        )
+    assert driver.session.commands(edit=False) == []
+    driver.session.receive(json.dumps({"type": "response.create"}), driver.now_ms)
+    edit, respond = driver.session.commands(edit=False)
+    assert isinstance(edit, Edit)
+    assert isinstance(respond, Respond)
+    assert [t for _, t in messages(edit)] == [str(i) for i in range(100)]
+    assert driver.session.commands() == []
