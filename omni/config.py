@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -84,6 +85,36 @@ class Config:
     server: ServerConfig = field(default_factory=ServerConfig)
 
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+RANGES: dict[str, tuple[float, float]] = {
+    "engine_threads": (0, math.inf),
+    "parts_threads": (0, math.inf),
+    "engine.max_sequences": (1, math.inf),
+    "engine.page_tokens": (1, math.inf),
+    "engine.num_pages": (1, math.inf),
+    "engine.max_context_tokens": (1, math.inf),
+    "engine.step_tokens": (1, math.inf),
+    "turns.threshold": (0, 1),
+    "turns.prefix_padding_ms": (0, math.inf),
+    "turns.silence_duration_ms": (0, math.inf),
+    "turns.speculate_after_ms": (0, math.inf),
+    "turns.min_speech_ms": (0, math.inf),
+    "turns.barge_in_speech_ms": (0, math.inf),
+    "server.port": (PORTS[0], PORTS[-1]),
+    "server.max_sessions": (1, math.inf),
+    "server.max_session_age_s": (1, math.inf),
+    "server.max_idle_s": (1, math.inf),
+    "server.max_append_bytes": (1, math.inf),
+    "server.max_buffer_s": (1, math.inf),
+    "server.max_items": (1, math.inf),
+    "server.max_tool_calls": (1, math.inf),
+    "server.max_send_queue_bytes": (1, math.inf),
+    "server.send_stall_s": (1, math.inf),
+}
+"""Least and greatest value of every number among the settings."""
+
+
 def home(config: Config) -> Path:
     """Folder of the model store: the setting, else ``$OMNI_HOME``, else the user's cache folder."""
     if config.home:
@@ -97,7 +128,8 @@ def load(path: Path | None = None, overrides: Mapping[str, object] | None = None
     """Read ``path`` (TOML) over the defaults, then ``overrides`` ({"server.port": 8001}) over both.
 
     Raises:
-        ConfigError: unreadable file, unknown key (the nearest valid one is named) or wrong type.
+        ConfigError: unreadable file, unknown key (the nearest valid one is named), wrong type or a
+            value out of range.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -110,6 +142,8 @@ def load(path: Path | None = None, overrides: Mapping[str, object] | None = None
         *parents, leaf = dotted.split(".")
         for parent in parents:
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{parent} is {table!r}, expected a table: it has {dotted}")
         table[leaf] = value
     return _build(Config, values, "")
 
@@ -125,8 +159,19 @@ def _build(cls: type[_T], values: Mapping[str, Any], prefix: str) -> _T:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(hints)}"
             raise ConfigError(f"unknown setting {prefix}{key}{hint}")
-        kwargs[key] = _convert(hints[key], value, prefix + key)
+        kwargs[key] = _checked(_convert(hints[key], value, prefix + key), prefix + key)
     return cls(**kwargs)
+
+
+def _checked(value: Any, name: str) -> Any:
+    if name == "log_level" and value not in LOG_LEVELS:
+        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(LOG_LEVELS)}")
+    if name in RANGES:
+        low, high = RANGES[name]
+        if not low <= value <= high:
+            wanted = f"at least {low:g}" if math.isinf(high) else f"{low:g}..{high:g}"
+            raise ConfigError(f"{name} is {value!r}, expected {wanted}")
+    return value
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
