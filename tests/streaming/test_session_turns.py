@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 
 from omni.config import Config, ServerConfig
 from omni.scripted import Script
@@ -291,3 +292,19 @@ def test_a_failed_transcription_is_told() -> None:
     failed = driver.events[-1]
     assert failed["type"] == "conversation.item.input_audio_transcription.failed"
     assert (failed["item_id"], failed["error"]["code"]) == (turn_id, "server_error")
+
+
+def test_a_speculation_on_what_has_changed_is_not_confirmed_though_the_edit_still_waits() -> None:
+    driver = Driver()
+    driver.audio(tone(900) + silence(160))
+    (speculate,) = driver.commands_of(Speculate)
+    num_commands = len(driver.commands)
+    driver.session.commands = partial(driver.session.commands, edit=False)  # type: ignore[method-assign]
+    driver.say("an aside")
+    assert driver.commands[num_commands:] == [], "the edit waits"
+    driver.audio(silence(600))
+    assert driver.commands_of(Confirm) == []
+    assert Cancel("sess_1", speculate.response_id) in driver.commands
+    (respond,) = driver.commands_of(Respond)
+    edits = [c for c in driver.commands[: driver.commands.index(respond)] if isinstance(c, Edit)]
+    assert ("user", "an aside") in messages(edits[-1])
