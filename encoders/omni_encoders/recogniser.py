@@ -114,7 +114,12 @@ class Recogniser:
         config = _Config(folder / "config.json")
         self._vocabulary = Vocabulary(folder / "tokenizer.json")
         arrays = checkpoint.read(folder / "model.bin", spec="WhisperSpec")
-        self._model = Whisper(arrays, config.alignment_heads)
+        try:
+            self._model = Whisper(arrays, config.alignment_heads)
+        except ValueError as error:  # the kernels refuse what is not a number
+            raise ModelError(
+                f"{folder / 'model.bin'} is damaged ({error}); run `omni fetch --verify`"
+            ) from error
         size = self._model.vocabulary_size
         self._is_multilingual = size > 51864  # English-only checkpoints have one token fewer
         self._suppressed = _mask(size, config.suppressed)

@@ -221,6 +221,17 @@ def test_damaged_folder_is_a_model_error(models: Path, tmp_path: Path, damage: s
         Recogniser(tmp_path)
 
 
+@pytest.mark.weights
+def test_weights_that_are_no_numbers_are_a_model_error(models: Path, tmp_path: Path) -> None:
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        shutil.copy(models / "whisper-base" / name, tmp_path / name)
+    with (tmp_path / "model.bin").open("r+b") as file:
+        file.seek((tmp_path / "model.bin").stat().st_size // 2)
+        file.write(b"\xff" * 400_000)
+    with pytest.raises(ModelError, match=r"model\.bin is damaged"):
+        Recogniser(tmp_path)
+
+
 def test_config_of_another_shape_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"alignment_heads": [1, 2]}))
     with pytest.raises(ModelError, match="is not a Whisper config"):
