@@ -92,7 +92,7 @@ def test_speaking_over_the_answer_silences_it_and_the_context_keeps_what_was_hea
 ) -> None:
     microphone = write_microphone(
         tmp_path / "q.wav",
-        [1.0, speak(QUESTION, tmp_path), 2.5, speak("No wait, stop talking now", tmp_path), 60.0],
+        [1.0, speak(QUESTION, tmp_path), 2.5, speak("Please stop talking now", tmp_path), 60.0],
     )
     script = Script(
         transcripts=(QUESTION, "no wait stop"),
@@ -368,6 +368,9 @@ def test_end_of_the_transcript_stays_in_view_when_its_box_shrinks(typing: tuple[
         page.wait(lambda p: p.js(left) < 2)
         page.js("document.getElementById('log').scrollTop = 0")
         page.wait(lambda p: p.js(left) > 100)
+        page.driver.execute_async_script(  # the scroll event comes with a frame
+            "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+        )
     finally:
         page.driver.set_window_size(1280, 800)
     page.wait(lambda p: p.js(height) == was)
