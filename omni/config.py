@@ -32,7 +32,8 @@ class ModelConfig:
     speech: str = "hibari"  # hibari or kokoro-82m
     voice: str = "heart"  # default voice of the speech decoder
     instructions: str = (  # stands in when a session has none: answers are heard, not read
-        "You are Omni, a friendly voice assistant. Answer in one or two short spoken sentences."
+        "You are Omni, a voice assistant who knows many facts. "
+        "Give the correct answer in one or two short sentences."
     )
     aliases: tuple[str, ...] = HOSTED_ALIASES  # model names that mean the embedded default
 
