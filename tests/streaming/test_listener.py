@@ -35,7 +35,9 @@ async def test_a_client_that_vanished_without_a_word_is_dropped_at_the_second_pi
                     await asyncio.sleep(0.01)
             client.connection.transport.abort()
         assert await other.answer("talk 2") == "1 2 "
-        assert running.metric("omni_sessions_ended_total", code="1005") == 1
+        # Which of the two it is depends on whether the read or the write finds out first.
+        codes = ("1005", "1006")
+        assert sum(running.metric("omni_sessions_ended_total", code=c) for c in codes) == 1
 
 
 @pytest.mark.usefixtures("_pings_often")
