@@ -99,7 +99,7 @@ class Assistant:
                 self._advance(session)
             case Edit():
                 session.conversation = command.conversation
-                session.context.prune(command.conversation, set(session.responses))
+                session.context.prune(command.conversation, {*session.responses, *session.guesses})
                 kept = {p for m in command.conversation.messages for p in turn_ids(m)}
                 kept |= set(session.turns)
                 session.texts = {k: v for k, v in session.texts.items() if k in kept}
@@ -238,6 +238,7 @@ class Assistant:
     def _heard(self, session: Session, turn: Turn) -> None:
         """A turn's final text is known: responses that waited for it can go on."""
         session.texts[turn.turn_id] = turn.final_text
+        session.languages.pop(turn.turn_id, None)  # an earlier pass may have heard otherwise
         if turn.language != "en":
             session.languages[turn.turn_id] = turn.language
         for response in list(session.responses.values()):
@@ -309,7 +310,7 @@ class Assistant:
             turn_id
             for message in conversation.messages
             for turn_id in turn_ids(message)
-            if turn_id in session.turns and turn_id not in session.texts
+            if turn_id in session.turns and not session.turns[turn_id].is_final
         }
         self._start_when_ready(session, response)
 
