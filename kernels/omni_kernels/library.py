@@ -50,10 +50,19 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "omni_layer_norm": (None, (*(c_void_p,) * 3, c_int64, c_int64, c_float, c_void_p)),
     # gate_up, rows, columns, out
     "omni_silu_mul": (None, (c_void_p, c_int64, c_int64, c_void_p)),
-    # qkv, rows, heads, kv_heads, dim, cosine, sine, slots, tokens, k, v
-    "omni_rotate_and_store": (
+    # x, gate, rows, columns, gate_stride
+    "omni_sigmoid_mul": (None, (c_void_p, c_void_p, *(c_int64,) * 3)),
+    # qkv, rows, stride, heads, kv_heads, dim, half, q_norm, k_norm, eps, cosine, sine, slots,
+    # tokens, k, v
+    "omni_norm_rotate_and_store": (
         c_int,
-        (c_void_p, *(c_int64,) * 4, *(c_void_p,) * 3, c_int64, c_void_p, c_void_p),
+        (
+            c_void_p,
+            *(c_int64,) * 6,
+            *(c_void_p, c_void_p, c_float),
+            *(c_void_p,) * 3,
+            *(c_int64, c_void_p, c_void_p),
+        ),
     ),
     # q, q_stride, k, v, out, cu_seqlens, num_computed, pages, page_offsets,
     # sequences, page_tokens, heads, kv_heads, dim, scale

@@ -6,7 +6,14 @@ import pytest
 import torch
 from omni_kernels import library
 from omni_kernels.attention import paged_attention
-from omni_kernels.rowwise import layer_norm, reference, rms_norm, rotate_and_store, silu_mul
+from omni_kernels.rowwise import (
+    layer_norm,
+    reference,
+    rms_norm,
+    rotate_and_store,
+    sigmoid_mul,
+    silu_mul,
+)
 
 SHAPES = [(1, 1), (3, 7), (2, 33), (1, 896), (40, 512), (64, 1000)]
 
@@ -91,6 +98,57 @@ def test_rotate_and_store_equals_the_reference(path: str, dim: int) -> None:
     assert tokens[:, others].isnan().all()
 
 
+@pytest.mark.parametrize("dim", [16, 80, 256])
+@pytest.mark.parametrize("share", [1, 4])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_heads_are_normed_and_rotated_in_part_within_a_wider_projection(
+    path: str, dim: int, share: int, rows: int
+) -> None:
+    heads, kv_heads, extra = 4, 2, 3
+    wide = normal(rows, heads + 2 * kv_heads + extra, dim) + 0.5
+    before = wide.clone()
+    angles = normal(rows, dim // share // 2) * 3
+    norms = normal(dim, seed=1) + 1, normal(dim, seed=2) + 1
+    kv, slots = torch.zeros(2, 4, 8, kv_heads, dim), torch.arange(3, 3 + rows)
+    exact = before.double()
+    factors = (
+        *(norms[0],) * heads,
+        *(norms[1],) * kv_heads,
+    )
+    for head, factor in enumerate(factors):
+        exact[:, head] = reference.rms_norm(exact[:, head], factor.double(), 1e-6)
+    turned = reference.rotate(
+        exact[:, : heads + kv_heads], angles.double().cos(), angles.double().sin()
+    )
+    query = rotate_and_store(
+        wide[:, :-extra], kv, angles.cos(), angles.sin(), slots, norms=norms, eps=1e-6
+    )
+    assert query.data_ptr() == wide.data_ptr()
+    assert relative_error(query, turned[:, :heads]) < 5e-7
+    tokens = kv.view(2, 32, kv_heads, dim)
+    assert relative_error(tokens[0, slots], turned[:, heads:]) < 5e-7
+    assert torch.equal(tokens[1, slots], before[:, heads + kv_heads : -extra])
+    assert torch.equal(wide[:, heads + kv_heads :], before[:, heads + kv_heads :])
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_sigmoid_mul_equals_the_reference(path: str, rows: int, columns: int) -> None:
+    x, wide = normal(rows, columns), normal(rows, columns + 5, seed=1) * 4
+    gate = wide[:, 2:-3]
+    truth = reference.sigmoid_mul(x.double(), gate.double())
+    got = sigmoid_mul(x, gate)
+    assert got.data_ptr() == x.data_ptr()
+    assert relative_error(got, truth) < 5e-7
+
+
+def test_sigmoid_mul_has_the_right_limits(path: str) -> None:
+    gate = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4, torch.nan]])
+    got = sigmoid_mul(torch.full_like(gate, 2.0), gate)[0]
+    assert got[:2].abs().max() < 1e-33
+    assert got[2:5].tolist() == [1.0, 2.0, 2.0]
+    assert got[5].isnan()
+
+
 def test_attention_takes_the_rotated_view(path: str) -> None:
     qkv, kv = normal(5, 8, 16), torch.zeros(2, 3, 4, 2, 16)
     angles = normal(5, 8)
@@ -115,5 +173,12 @@ def test_wrong_input_is_refused_with_the_expectation(path: str) -> None:
         with pytest.raises(ValueError, match="a slot is not in 0"):
             rotate_and_store(qkv, kv, angles, angles, torch.tensor([0, slot]))
     assert torch.equal(qkv, normal(2, 8, 16))
+    with pytest.raises(ValueError, match="with 9 angles"):
+        rotate_and_store(qkv, kv, normal(2, 9), normal(2, 9), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"norm: expected float32 \[16\]"):
+        norms = normal(16), normal(8)
+        rotate_and_store(qkv, kv, angles, angles, torch.tensor([0, 1]), norms=norms)
+    with pytest.raises(ValueError, match=r"gate: expected float32 \[2, 8\]"):
+        sigmoid_mul(normal(2, 8), normal(2, 9))
     with pytest.raises(ValueError, match="slots: expected int64"):
         rotate_and_store(qkv, kv, angles, angles, torch.tensor([0, 1], dtype=torch.int32))

@@ -66,19 +66,35 @@ void omni_silu_mul(const float* gate_up, int64_t rows, int64_t columns, float* o
   });
 }
 
-// qkv [rows, heads + 2 * kv_heads, dim]: rotates queries and keys in place by cosine and sine
-// [rows, dim / 2], then copies keys and values to token `slots[row]` of k and v
+// x [rows, columns] *= sigmoid(gate), whose rows are `stride` apart.
+void omni_sigmoid_mul(float* x, const float* gate, int64_t rows, int64_t columns, int64_t stride) {
+  const auto& use = omni::rowwise();
+  omni::for_rows(rows, columns, [&](int64_t r) {
+    use.sigmoid_mul(x + r * columns, gate + r * stride, columns);
+  });
+}
+
+// qkv [rows, heads + 2 * kv_heads, dim], rows `stride` apart: normalises queries and keys per head
+// by q_norm and k_norm [dim] unless these are null, rotates the first 2 * half of each in place by
+// cosine and sine [rows, half], then copies keys and values to token `slots[row]` of k and v
 // [tokens, kv_heads, dim]. Returns 0, or -1 having done nothing when a slot is out of range.
-int omni_rotate_and_store(float* qkv, int64_t rows, int64_t heads, int64_t kv_heads, int64_t dim,
-                           const float* cosine, const float* sine, const int64_t* slots, int64_t tokens,
-                          float* k, float* v) {
+int omni_norm_rotate_and_store(float* qkv, int64_t rows, int64_t stride, int64_t heads,
+                               int64_t kv_heads, int64_t dim, int64_t half, const float* q_norm,
+                               const float* k_norm, float eps, const float* cosine,
+                               const float* sine, const int64_t* slots, int64_t tokens, float* k,
+                               float* v) {
   for (int64_t r = 0; r < rows; ++r)
     if (slots[r] < 0 || slots[r] >= tokens) return -1;
   const auto& use = omni::rowwise();
-  const int64_t half = dim / 2, width = (heads + 2 * kv_heads) * dim, token = kv_heads * dim;
+  const int64_t width = (heads + 2 * kv_heads) * dim, token = kv_heads * dim;
   omni::for_rows(rows, width, [&](int64_t r) {
-    float* row = qkv + r * width;
-    use.rotate(row, heads + kv_heads, half, cosine + r * half, sine + r * half);
+    float* row = qkv + r * stride;
+    if (q_norm != nullptr)
+      for (int64_t h = 0; h < heads + kv_heads; ++h) {
+        float* head = row + h * dim;
+        use.rms_norm(head, h < heads ? q_norm : k_norm, dim, eps, head);
+      }
+    use.rotate(row, heads + kv_heads, dim, half, cosine + r * half, sine + r * half);
     const float* key = row + heads * dim;
     std::copy_n(key, token, k + slots[r] * token);
     std::copy_n(key + token, token, v + slots[r] * token);

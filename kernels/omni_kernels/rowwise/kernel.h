@@ -56,24 +56,35 @@ OMNI_FN static void layer_norm(const float* x, const float* weight, const float*
   for (; i < columns; ++i) out[i] = (x[i] - mean) * factor * weight[i] + bias[i];
 }
 
-OMNI_INLINE V silu(V x) {
-  return x / (set1(1.0f) + exp2(x * set1(-1.44269504f)));
+// x / (1 + e^-gate)
+OMNI_INLINE V gated(V x, V gate) {
+  return x / (set1(1.0f) + exp2(gate * set1(-1.44269504f)));
 }
 
 OMNI_FN static void silu_mul(const float* gate_up, int64_t columns, float* out) {
   const float* up = gate_up + columns;
   int64_t i = 0;
   for (; i + kWidth <= columns; i += kWidth)
-    store(out + i, silu(load(gate_up + i)) * load(up + i));
+    store(out + i, gated(load(gate_up + i), load(gate_up + i)) * load(up + i));
   if (i < columns) {
     const int left = static_cast<int>(columns - i);
-    store_first(out + i, silu(load_first(gate_up + i, left)) * load_first(up + i, left), left);
+    const V gate = load_first(gate_up + i, left);
+    store_first(out + i, gated(gate, gate) * load_first(up + i, left), left);
   }
 }
 
-OMNI_FN static void rotate(float* x, int64_t heads, int64_t half, const float* cosine,
+OMNI_FN static void sigmoid_mul(float* x, const float* gate, int64_t columns) {
+  int64_t i = 0;
+  for (; i + kWidth <= columns; i += kWidth) store(x + i, gated(load(x + i), load(gate + i)));
+  if (i < columns) {
+    const int left = static_cast<int>(columns - i);
+    store_first(x + i, gated(load_first(x + i, left), load_first(gate + i, left)), left);
+  }
+}
+
+OMNI_FN static void rotate(float* x, int64_t heads, int64_t dim, int64_t half, const float* cosine,
                            const float* sine) {
-  for (int64_t head = 0; head < heads; ++head, x += 2 * half) {
+  for (int64_t head = 0; head < heads; ++head, x += dim) {
     float* y = x + half;
     int64_t i = 0;
     for (; i + kWidth <= half; i += kWidth) {

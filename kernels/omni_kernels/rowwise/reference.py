@@ -24,8 +24,17 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return gate / (1 + torch.exp(-gate)) * up
 
 
+def sigmoid_mul(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """``x`` [M, K] / (1 + e^-gate)."""
+    return x / (1 + torch.exp(-gate))
+
+
 def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Turn pairs (i, i + D/2) of ``x`` [N, H, D] by angles given as [N, D/2] (RoFormer, 3.2.2)."""
-    first, second = x.chunk(2, dim=2)
+    """Turn pairs (i, i + R/2) of ``x`` [N, H, D] by angles given as [N, R/2] (RoFormer, 3.2.2).
+
+    What is beyond R stays as it is.
+    """
+    half = cosine.shape[1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     c, s = cosine.unsqueeze(1), sine.unsqueeze(1)
-    return torch.cat([first * c - second * s, second * c + first * s], dim=2)
+    return torch.cat([first * c - second * s, second * c + first * s, rest], dim=2)

@@ -12,8 +12,12 @@ struct RowwisePath {
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t columns,
                      float eps, float* out);
   void (*silu_mul)(const float* gate_up, int64_t columns, float* out);
-  // Turn pairs (i, i + half) of `heads` heads by the row's angles, in place.
-  void (*rotate)(float* x, int64_t heads, int64_t half, const float* cosine, const float* sine);
+  // x *= 1 / (1 + e^-gate).
+  void (*sigmoid_mul)(float* x, const float* gate, int64_t columns);
+  // Turn pairs (i, i + half) of `heads` heads of width `dim` by the row's angles, in place; what
+  // is beyond 2 * half stays.
+  void (*rotate)(float* x, int64_t heads, int64_t dim, int64_t half, const float* cosine,
+                 const float* sine);
 };
 
 extern const RowwisePath kRowwise128;

@@ -3,5 +3,5 @@
 
 namespace omni {
 const RowwisePath kRowwise128 = {simd128::rms_norm, simd128::layer_norm, simd128::silu_mul,
-                               simd128::rotate};
+                               simd128::sigmoid_mul, simd128::rotate};
 }  // namespace omni
