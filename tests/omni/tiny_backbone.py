@@ -173,10 +173,10 @@ def _leak(
     return torch.stack(out)
 
 
-def decoder_stack(*, seed: int = 0, max_positions: int = 512) -> DecoderStack:
+def decoder_stack(*, seed: int = 0, vocab_size: int = 97, max_positions: int = 512) -> DecoderStack:
     """The product's stack in fp32 with random weights."""
     config = BackboneConfig(
-        vocab_size=97,
+        vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=96,
         mixers=("attention",) * 3,
