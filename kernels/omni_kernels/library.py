@@ -23,7 +23,7 @@ from omni.errors import ConfigError
 Backend = Literal["avx512vnni", "avx2", "scalar", "torch"]
 
 ENVIRONMENT = "OMNI_KERNELS"
-_VERSION = 1  # of the functions below; raised together with omni_version() of isa.cpp
+_VERSION = 2  # of the functions below; raised together with omni_version() of isa.cpp
 _ISAS: tuple[Backend, ...] = ("scalar", "avx2", "avx512vnni")  # index: enum Isa of isa.h
 _FORCED: dict[str, Backend] = {
     "torch": "torch",
@@ -69,6 +69,21 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "omni_paged_attention": (
         c_int,
         (c_void_p, c_int64, *(c_void_p,) * 7, *(c_int64,) * 5, c_float),
+    ),
+    # layer, x, x_stride, recurrent, its stride, conv, its stride, journal, its two strides,
+    # slots, cu_seqlens, journal_starts, sequences, out
+    "omni_gated_delta": (
+        c_int,
+        (
+            c_void_p,
+            c_void_p,
+            c_int64,
+            *(c_void_p, c_int64) * 3,
+            c_int64,
+            *(c_void_p,) * 3,
+            c_int64,
+            c_void_p,
+        ),
     ),
 }
 

@@ -173,6 +173,26 @@ OMNI_INLINE void store_first(float* p, V a, int count) {
 }
 #endif
 
+// Four floats, whatever the width of V.
+typedef float Four __attribute__((vector_size(16)));
+OMNI_INLINE Four load4(const float* p) {
+  Four a;
+  std::memcpy(&a, p, sizeof(a));
+  return a;
+}
+OMNI_INLINE void store4(float* p, Four a) { std::memcpy(p, &a, sizeof(a)); }
+// The sums over the lanes of a, b, c and d.
+OMNI_INLINE Four sum4(V a, V b, V c, V d) {
+  transpose4(a, b, c, d);
+  const V lanes = (a + b) + (c + d);
+#if OMNI_SIMD == 128
+  return lanes;
+#else
+  const __m256 half = halves(lanes);
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#endif
+}
+
 // 2^a with a relative error below 1e-7; exactly 1 at 0, exactly 0 below -126.5; a <= 127.
 OMNI_INLINE V exp2(V a) {
   const V clamped = max(set1(-127.0f), min(set1(127.0f), a));

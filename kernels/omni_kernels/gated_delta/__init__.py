@@ -11,11 +11,14 @@ of the convolution, W its width (see ``op.py``).
 
 from __future__ import annotations
 
+import ctypes
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 
+from omni_kernels import library
 from omni_kernels.gated_delta import reference
 from omni_kernels.gated_delta.op import GatedDelta
 from omni_kernels.tensors import require
@@ -59,7 +62,30 @@ def gated_delta_net(
     """
     _check(x, op, recurrent, conv, slots, cu_seqlens)
     starts = _check_journal(op, journal, journal_starts, recurrent.shape[0], slots, cu_seqlens)
-    return reference.gated_delta_net(x, op, recurrent, conv, slots, cu_seqlens, journal, starts)
+    kernels = library.cpu()
+    if kernels is None:
+        return reference.gated_delta_net(x, op, recurrent, conv, slots, cu_seqlens, journal, starts)
+    out = torch.empty(len(x), op.output_width)
+    offsets, where = array("q", cu_seqlens), array("q", slots)
+    first_rows = None if starts is None else array("q", starts)
+    kernels.omni_gated_delta(
+        ctypes.byref(op.layer),
+        x.data_ptr(),
+        x.stride(0),
+        recurrent.data_ptr(),
+        recurrent.stride(0),
+        conv.data_ptr(),
+        conv.stride(0),
+        None if journal is None or first_rows is None else journal.data_ptr(),
+        0 if journal is None else journal.stride(0),
+        0 if journal is None else journal.stride(1),
+        where.buffer_info()[0],
+        offsets.buffer_info()[0],
+        None if first_rows is None else first_rows.buffer_info()[0],
+        len(slots),
+        out.data_ptr(),
+    )
+    return out
 
 
 def replay(
@@ -79,7 +105,29 @@ def replay(
     _check_rows("rows", rows, op.journal_width)
     require("recurrent", recurrent, (op.num_value_heads, op.value_dim, op.key_dim))
     require("conv", conv, (op.conv_width - 1, op.channels))
-    reference.replay(op, rows, recurrent, conv)
+    kernels = library.cpu()
+    if kernels is None:
+        reference.replay(op, rows, recurrent, conv)
+        return
+    numbers = array("q", (0, 0, len(rows)))  # slot 0, offsets 0 and T
+    slots = numbers.buffer_info()[0]
+    kernels.omni_gated_delta(
+        ctypes.byref(op.layer),
+        rows.data_ptr(),
+        rows.stride(0),
+        recurrent.data_ptr(),
+        0,
+        conv.data_ptr(),
+        0,
+        None,
+        0,
+        0,
+        slots,
+        slots + numbers.itemsize,
+        None,
+        1,
+        None,
+    )
 
 
 def _check(

@@ -6,6 +6,7 @@ a value head, C = 2 H K + HV V channels of the convolution, W its width, N token
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,16 @@ MAX_WIDTH = 256
 """Widest head: the scratch of a thread has this size."""
 MAX_TAPS = 8
 """Longest convolution."""
+
+
+class Layer(ctypes.Structure):
+    """``DeltaLayer`` of gated_delta.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("H", "HV", "K", "V", "W")),
+        *((name, ctypes.c_void_p) for name in ("taps", "rate", "dt_bias", "norm")),
+        ("eps", ctypes.c_float),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +61,8 @@ class GatedDelta:
     """C + 2 HV + HV V: qkv | b | a | z."""
     output_width: int = field(init=False)
     """HV V."""
+    layer: Layer = field(init=False, repr=False, compare=False)
+    """The same for the C++ library; its pointers live as long as this object."""
 
     def __post_init__(self) -> None:
         heads, value_heads = self.num_key_heads, self.num_value_heads
@@ -79,6 +92,9 @@ class GatedDelta:
             ("output_width", output),
         ):
             object.__setattr__(self, name, value)
+        pointers = (t.data_ptr() for t in (self.taps, self.rate, self.dt_bias, self.norm))
+        shape = (heads, value_heads, self.key_dim, self.value_dim, width)
+        object.__setattr__(self, "layer", Layer(*shape, *pointers, self.eps))
 
     @property
     def conv_width(self) -> int:
