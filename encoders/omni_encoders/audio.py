@@ -155,7 +155,7 @@ class StreamingRecogniser:
     def prepare(self, state: HearingState, *, final: bool) -> PassJob:
         """A job over the audio so far, cut loose from ``state`` (a copy of at most the window).
 
-        A final job whose audio was all heard by the last pass has nothing left to run.
+        A final job whose audio was all heard by the last pass, surely, has nothing left to run.
         """
         reading = state.reading
         origin = reading.origin_samples
@@ -166,10 +166,10 @@ class StreamingRecogniser:
             origin = max(origin, lead * FRAME_SAMPLES, state.audio_start)
             reading = Reading(origin_samples=origin)
         end = min(state.num_samples, state.last_voiced_samples + TRAIL_MS * _SAMPLES_PER_MS)
-        is_settled = state.passed_samples >= min(
+        has_heard_all = state.passed_samples >= min(
             state.num_samples, state.last_voiced_samples + SETTLED_MS * _SAMPLES_PER_MS
         )
-        if not state.has_speech or (final and is_settled):
+        if not state.has_speech or (final and has_heard_all and reading.is_settled):
             end = origin
         at = origin - state.audio_start
         audio = state.audio[at : max(at, end - state.audio_start)].copy()

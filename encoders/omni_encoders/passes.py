@@ -59,6 +59,7 @@ class WindowReader(Protocol):
         prefix: Sequence[int],
         should_stop: Callable[[], bool],
         language: str | None,
+        careful: bool,
     ) -> Transcript: ...
 
 
@@ -68,7 +69,8 @@ class Reading:
 
     ``archived`` words lie before ``origin_samples``, where the window begins; ``stable`` words and
     the ``tail`` behind them lie in the window. ``revision`` is the last pass's free reading of the
-    window where it disagrees with ``stable``; None where it agrees.
+    window where it disagrees with ``stable``; None where it agrees. ``is_settled``: a final pass
+    over the same audio would read the same.
     """
 
     origin_samples: int = 0
@@ -78,6 +80,7 @@ class Reading:
     revision: tuple[Word, ...] | None = None
     was_cut: bool = False
     language: str = "en"
+    is_settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +150,19 @@ class PassJob:
                 draft=_tokens(draft),
                 should_stop=should_stop,
                 language=self.language,
+                careful=self.final,
             )
 
         seen = (*before.stable, *before.tail)
         transcript = read(anchor, before.revision or seen)
         words = _placed(transcript, before.origin_samples)
         stable, num_stable = before.stable, len(before.stable)
-        after = replace(before, language=transcript.language, revision=None)
+        after = replace(
+            before,
+            language=transcript.language,
+            revision=None,
+            is_settled=transcript.is_settled,
+        )
         if _num_agreed(words, stable) < num_stable:
             after = replace(after, revision=words)
             if self.final:

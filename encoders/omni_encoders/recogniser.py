@@ -1,8 +1,9 @@
-"""Speech to text for one window of audio: Whisper, decoded greedily, with drafts.
+"""Speech to text for one window of audio: Whisper, with drafts.
 
 A streaming pass hears nearly the same audio as the pass before it, so its text is given as a
 *draft* and verified in one forward pass; only what differs is decoded token by token. The result
-is that of decoding without a draft. Called by :mod:`omni_encoders.audio`; knows no streams.
+is that of decoding without a draft. Decoding is greedy; a careful reading that is unsure of its
+words is repeated as a beam search. Called by :mod:`omni_encoders.audio`; knows no streams.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from omni.errors import CancelledError, InputError, ModelError
 from omni_encoders import checkpoint
 from omni_encoders.alignment import FRAME_MS, token_starts
+from omni_encoders.beam import Rules, search
 from omni_encoders.features import HOP_SAMPLES, SAMPLE_RATE_HZ, log_mel
 from omni_encoders.vocabulary import Vocabulary
 from omni_encoders.whisper import FRAMES_PER_MEL, MAX_MEL_FRAMES, DecoderState, Heard, Whisper
@@ -41,6 +43,8 @@ _MIN_OTHER_LOGPROB = -1.0
 _MAX_COMPRESSION_RATIO = 2.4  # above it the text repeats itself (openai/whisper)
 _LOOP_REPEATS = {1: 8, 2: 6, 3: 5}  # period in tokens -> repeats that are a loop; longer: 4
 _LONGEST_LOOP_TOKENS = 24
+_SURE_LOGPROB = -0.2  # mean log probability from which a greedy reading needs no beam search
+_BEAM_SLACK_TOKENS = 8  # a better reading may be longer than the greedy one by this much
 _REJOIN_TOKENS = 6  # how far ahead in a draft decoding may meet it again
 _SAMPLES_PER_FRAME = HOP_SAMPLES * FRAMES_PER_MEL
 
@@ -68,6 +72,7 @@ class Transcript:
     average_logprob: float
     is_repetitive: bool  # a loop was cut, or the text compresses like one
     num_forward_passes: int  # decoder passes; a fully right draft needs one
+    is_settled: bool = True  # a careful reading would be the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +148,7 @@ class Recogniser:
         prefix: Sequence[int] = (),
         should_stop: Callable[[], bool] = _never,
         language: str | None = None,
+        careful: bool = True,
     ) -> Transcript:
         """Recognise ``audio`` [n], 16 kHz in [-1, 1], at most 30 s.
 
@@ -154,7 +160,12 @@ class Recogniser:
         """
         window = self.hear(audio, should_stop)
         return self.read(
-            window, draft=draft, prefix=prefix, should_stop=should_stop, language=language
+            window,
+            draft=draft,
+            prefix=prefix,
+            should_stop=should_stop,
+            language=language,
+            careful=careful,
         )
 
     def hear(
@@ -179,6 +190,7 @@ class Recogniser:
         prefix: Sequence[int] = (),
         should_stop: Callable[[], bool] = _never,
         language: str | None = None,
+        careful: bool = True,
     ) -> Transcript:
         """Decode what :meth:`hear` returned.
 
@@ -187,6 +199,7 @@ class Recogniser:
             prefix: tokens that the transcript must begin with.
             should_stop: asked before every forward pass.
             language: a code like "en"; None means English unless another is clearly heard.
+            careful: search for a better reading where the first is unsure; about twice the time.
 
         Raises:
             CancelledError: ``should_stop()`` became true.
@@ -212,12 +225,18 @@ class Recogniser:
                 decoded.average_logprob - _LOGPROB_SLACK, _MIN_OTHER_LOGPROB
             ):
                 spoken, decoded = other, alternative
+        is_settled = decoded.looped or decoded.average_logprob >= _SURE_LOGPROB
+        if careful and not is_settled:
+            is_settled = True
+            state.length = 1
+            decoded = self._search(decoded, state, window.heard, spoken, prefix, should_stop)
         no_speech = self._vocabulary.no_speech
         return self._describe(
             decoded,
             language=spoken,
             no_speech=float(first[no_speech]) if no_speech is not None else 0.0,
             num_frames=-(-window.num_samples // _SAMPLES_PER_FRAME),
+            is_settled=is_settled,
         )
 
     def _suspect(self, first: Tensor) -> str | None:
@@ -227,6 +246,47 @@ class Recogniser:
         best = int(probabilities.argmax())
         share = float(probabilities[best] / probabilities.sum())
         return names[best] if names[best] != "en" and share >= _MIN_OTHER_SHARE else None
+
+    def _prompt(self, language: str) -> list[int]:
+        """What stands between the start token and the transcript."""
+        vocabulary = self._vocabulary
+        if not self._is_multilingual:
+            return [vocabulary.no_timestamps]
+        return [
+            vocabulary.languages[language],
+            vocabulary.transcribe,
+            vocabulary.no_timestamps,
+        ]
+
+    def _search(
+        self,
+        greedy: _Decoded,
+        state: DecoderState,
+        heard: Heard,
+        language: str,
+        prefix: Sequence[int],
+        should_stop: Callable[[], bool],
+    ) -> _Decoded:
+        """The better of ``greedy`` and what a beam search behind ``prefix`` finds."""
+        end = self._vocabulary.end
+        at_first = torch.zeros(1) if prefix else self._suppressed_first
+        room = len(greedy.tokens) - len(prefix) + _BEAM_SLACK_TOKENS
+        found = search(
+            self._model,
+            heard,
+            state,
+            [*self._prompt(language), *prefix],
+            Rules(self._suppressed, at_first, end),
+            max_tokens=min(room, self._model.max_positions - 5 - len(prefix)),
+            should_stop=should_stop,
+        )
+        tokens = [*prefix, *found]
+        if tokens == greedy.tokens:
+            return greedy
+        # Read once more as given, for the words' times and probabilities.
+        whole = self._decode(state, heard, language, (), [*tokens, end], should_stop, 1)
+        whole.num_passes += greedy.num_passes + len(found)
+        return whole if whole.average_logprob > greedy.average_logprob else greedy
 
     def _decode(
         self,
@@ -239,12 +299,9 @@ class Recogniser:
         limit: int,
     ) -> _Decoded:
         """Greedy decoding behind the start token, ``prefix`` forced, drafts verified in batches."""
-        vocabulary = self._vocabulary
         out = _Decoded(tokens=[], logprobs=[], attention=[])
         limit = min(limit + len(prefix), self._model.max_positions - 4)
-        pending = [vocabulary.no_timestamps]
-        if self._is_multilingual:
-            pending = [vocabulary.languages[language], vocabulary.transcribe, *pending]
+        pending = self._prompt(language)
         guess = [*prefix, *draft[len(prefix) :]][: limit - 1]
         spare: list[int] = []  # of the draft, behind what it got wrong
         while not out.ended:
@@ -293,7 +350,13 @@ class Recogniser:
             out.ended = True
 
     def _describe(
-        self, out: _Decoded, *, language: str, no_speech: float, num_frames: int
+        self,
+        out: _Decoded,
+        *,
+        language: str,
+        no_speech: float,
+        num_frames: int,
+        is_settled: bool,
     ) -> Transcript:
         vocabulary = self._vocabulary
         text = vocabulary.text(out.tokens)
@@ -323,6 +386,7 @@ class Recogniser:
             average_logprob=out.average_logprob,
             is_repetitive=out.looped or compression > _MAX_COMPRESSION_RATIO,
             num_forward_passes=out.num_passes,
+            is_settled=is_settled,
         )
 
 

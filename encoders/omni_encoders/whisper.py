@@ -53,6 +53,34 @@ class DecoderState:
     values: Tensor
     length: int = 0
 
+    def branches(self, num_branches: int, max_positions: int) -> Branches:
+        """Copies of this cache that go on apart, with room for ``max_positions``."""
+        layers, heads, _, width = self.keys.shape
+        shape = (layers, num_branches, heads, max_positions, width)
+        new = Branches(keys=torch.empty(shape), values=torch.empty(shape), length=self.length)
+        new.keys[..., : self.length, :] = self.keys[:, None, :, : self.length]
+        new.values[..., : self.length, :] = self.values[:, None, :, : self.length]
+        return new
+
+
+@dataclass(slots=True)
+class Branches:
+    """Self-attention caches of B hypotheses of one window, all ``length`` positions long.
+
+    ``keys`` and ``values``: [num_layers, B, H, max positions, K].
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: int
+
+    def select(self, indices: Sequence[int]) -> None:
+        """Make branch ``indices[i]`` the new branch i."""
+        if list(indices) != list(range(self.keys.shape[1])):
+            end = self.length
+            self.keys[..., :end, :] = self.keys[:, list(indices), :, :end]
+            self.values[..., :end, :] = self.values[:, list(indices), :, :end]
+
 
 class _Linear:
     """``x @ weight.T + bias``, in 8 bits where a kernel is compiled, else in fp32."""
@@ -187,19 +215,27 @@ class _DecoderLayer:
     ) -> tuple[Tensor, Tensor]:
         """One layer over ``x`` [M, D]; writes its keys and values behind ``start`` into ``past``.
 
+        ``past`` [H, P, K]: the rows of ``x`` follow one another. [M, H, P, K]: each row is the
+        next position of a cache of its own.
+
         Returns the new x [M, D] and the cross-attention weights [H, M, T].
         """
         num_positions, width = x.shape
-        end = start + num_positions
         qkv = self._qkv(self._self_norm(x)).view(num_positions, 3, self._num_heads, -1)
-        q, k, v = qkv.permute(1, 2, 0, 3)  # each [H, M, K]
         keys, values = past
-        keys[:, start:end] = k
-        values[:, start:end] = v
+        if keys.dim() == 4:
+            q, k, v = qkv.permute(1, 0, 2, 3).unsqueeze(3)  # each [M, H, 1, K]
+            end = start + 1
+        else:
+            q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1)  # each [1, H, M, K]
+            keys, values = keys[None], values[None]
+            end = start + num_positions
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
         mixed = F.scaled_dot_product_attention(
-            q[None], keys[None, :, :end], values[None, :, :end], attn_mask=mask
-        )
-        x = x + self._self_out(mixed[0].transpose(0, 1).reshape(num_positions, width))
+            q, keys[:, :, :end], values[:, :, :end], attn_mask=mask
+        )  # [M, H, 1, K] or [1, H, M, K]
+        x = x + self._self_out(mixed.transpose(1, 2).reshape(num_positions, width))
         query = self._query(self._cross_norm(x)).view(num_positions, self._num_heads, -1)
         attention = torch.bmm(query.transpose(0, 1), heard_keys).softmax(-1)  # [H, M, T]
         mixed = torch.bmm(attention, heard_values)  # [H, M, K]
@@ -303,6 +339,17 @@ class Whisper:
                 aligned.append(attention[heads])
         state.length = end
         return self._decoder_norm(x), torch.cat(aligned).transpose(0, 1)
+
+    @torch.inference_mode()
+    def decode_branches(self, tokens: Sequence[int], branches: Branches, heard: Heard) -> Tensor:
+        """Extend each of the B branches by one of ``tokens`` [B]; hidden [B, D]."""
+        start = branches.length
+        x = self._embeddings[list(tokens)].float() + self._decoder_positions[start]
+        for i, layer in enumerate(self._decoder_layers):
+            past = (branches.keys[i], branches.values[i])
+            x, _ = layer(x, past, start, None, heard.keys[i], heard.values[i])
+        branches.length = start + 1
+        return self._decoder_norm(x)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

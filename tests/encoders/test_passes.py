@@ -40,6 +40,8 @@ class ScriptedRecogniser:
     num_threads: int = 1
     durations_s: list[float] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
+    careful: list[bool] = field(default_factory=list)
+    is_sure: bool = True
     vocabulary: list[str] = field(default_factory=list)
     line: str = ""
 
@@ -58,7 +60,9 @@ class ScriptedRecogniser:
         prefix: Sequence[int],
         should_stop: Callable[[], bool],
         language: str | None,
+        careful: bool,
     ) -> Transcript:
+        self.careful.append(careful)
         forced = [self.vocabulary[token] for token in prefix]
         self.prefixes.append("".join(forced))
         texts = [" " + word for word in self.line.split()]
@@ -79,6 +83,7 @@ class ScriptedRecogniser:
             average_logprob=-0.1,
             is_repetitive=False,
             num_forward_passes=1,
+            is_settled=careful or self.is_sure,
         )
 
     def _token(self, text: str) -> int:
@@ -204,6 +209,17 @@ def test_a_final_pass_without_new_speech_costs_nothing() -> None:
     assert final.text == partial.text == "good morning"
     assert stable(final) == "good morning"
     assert len(recogniser.durations_s) == 1
+
+
+def test_an_unsure_partial_pass_is_repeated_with_care_at_the_end() -> None:
+    stream, state, recogniser = open_stream("callous knowledge", "tallest mountain")
+    recogniser.is_sure = False
+    speak(stream, state, 1.0)
+    pause(stream, state, 0.2)
+    assert stream.run_pass(state, final=False).text == "callous knowledge"
+    assert stream.run_pass(state, final=True).text == "tallest mountain"
+    assert stream.run_pass(state, final=True).text == "tallest mountain"
+    assert recogniser.careful == [False, True]
 
 
 def test_a_pass_that_ended_within_a_word_is_repeated_at_the_end() -> None:

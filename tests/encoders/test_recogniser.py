@@ -115,6 +115,34 @@ def test_one_changed_word_in_a_draft_costs_few_passes(recogniser: Recogniser, sa
 
 
 @WEIGHTS
+def test_an_unsure_reading_is_replaced_by_a_more_probable_one(
+    recogniser: Recogniser, say: Say
+) -> None:
+    num_replaced = 0
+    for sentence in SENTENCES:
+        clip = say(sentence)
+        hiss = noise(len(clip) / RATE_HZ + 1, 0.1)[: len(clip)]
+        window = recogniser.hear(np.asarray(clip + hiss, dtype=np.float32))
+        greedy, careful = recogniser.read(window, careful=False), recogniser.read(window)
+        assert not greedy.is_settled
+        assert careful.is_settled
+        assert careful.average_logprob >= greedy.average_logprob
+        num_replaced += careful.tokens != greedy.tokens
+        assert recogniser.read(window, draft=greedy.tokens).tokens == careful.tokens
+        if careful.tokens != greedy.tokens:
+            assert [w.start_ms for w in careful.words] == sorted(w.start_ms for w in careful.words)
+    assert num_replaced > 0
+
+
+@WEIGHTS
+def test_a_reading_that_is_sure_is_not_searched(recogniser: Recogniser, say: Say) -> None:
+    window = recogniser.hear(say(SENTENCES[0]))
+    careful, greedy = recogniser.read(window), recogniser.read(window, careful=False)
+    assert greedy.is_settled
+    assert careful == greedy
+
+
+@WEIGHTS
 def test_a_prefix_is_kept_and_continued(recogniser: Recogniser, say: Say) -> None:
     window = recogniser.hear(say(SENTENCES[0]))
     plain = recogniser.read(window)
@@ -196,7 +224,7 @@ def foreign(language: str, text: str) -> Audio:
 @pytest.mark.parametrize(
     ("language", "text", "word"),
     [
-        ("fr", "Bonjour, je voudrais deux croissants et un café, s'il vous plaît.", "croissants"),
+        ("fr", "Bonjour, je voudrais deux croissants et un café, s'il vous plaît.", "voudrais"),
         ("es", "Buenos días, quisiera dos panes y un café. ¿Cuánto cuesta?", "Cuánto"),
     ],
 )

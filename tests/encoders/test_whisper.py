@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_writer import write
-from omni_encoders import checkpoint
+from omni_encoders import beam, checkpoint
 from omni_encoders.whisper import Whisper
 from omni_kernels import library
 from transformers import WhisperConfig, WhisperModel
@@ -179,6 +179,52 @@ def test_lowering_the_length_takes_tokens_back(reference: WhisperModel, tmp_path
     state.length = 3
     again, _ = ours.decode(TOKENS[3:4], state, heard)
     torch.testing.assert_close(again, expected, rtol=0, atol=0)
+
+
+def test_branches_go_on_apart_as_separate_caches_would(
+    reference: WhisperModel, tmp_path: Path
+) -> None:
+    ours = load(reference, tmp_path / "model.bin")
+    heard = ours.encode(MEL[:, :400], lambda: False)
+    state = ours.open()
+    ours.decode(TOKENS[:3], state, heard)
+    branches = state.branches(3, max_positions=8)
+    ours.decode_branches([4, 8, 15], branches, heard)
+    branches.select([2, 0, 0])
+    hidden = ours.decode_branches([16, 23, 42], branches, heard)
+    assert state.length == 3
+    for row, tail in enumerate(([15, 16], [4, 23], [4, 42])):
+        expected, _ = ours.decode([*TOKENS[:3], *tail], ours.open(), heard)
+        assert relative_rms(hidden[row], expected[-1]) <= 1e-5
+
+
+@pytest.mark.usefixtures("torch_path")
+def test_beam_search_finds_at_least_what_greedy_decoding_finds(
+    reference: WhisperModel, tmp_path: Path
+) -> None:
+    ours = load(reference, tmp_path / "model.bin")
+    heard = ours.encode(MEL[:, :400], lambda: False)
+    size, end = ours.vocabulary_size, 3
+    rules = beam.Rules(torch.zeros(size), torch.zeros(size), end)
+
+    def mean_logprob(tokens: list[int]) -> float:
+        hidden, _ = ours.decode([*TOKENS[:2], *tokens, end], ours.open(), heard)
+        logprobs = ours.logits(hidden).log_softmax(-1)[1:]
+        wanted = torch.tensor([*tokens, end])
+        return float(logprobs[:-1].gather(1, wanted[:, None]).mean())
+
+    state = ours.open()
+    found = beam.search(
+        ours, heard, state, TOKENS[:2], rules, max_tokens=6, should_stop=lambda: False
+    )
+    assert state.length == 0
+    assert end not in found
+    if len(found) < 6:  # every single token, and none, are among what was searched
+        assert mean_logprob(found) >= max(
+            mean_logprob([]), *map(mean_logprob, ([t] for t in found))
+        )
+    with pytest.raises(CancelledError):
+        beam.search(ours, heard, state, TOKENS[:2], rules, max_tokens=6, should_stop=lambda: True)
 
 
 def test_encoder_stops_between_layers(reference: WhisperModel, tmp_path: Path) -> None:
