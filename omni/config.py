@@ -72,6 +72,8 @@ class ServerConfig:
     max_tool_calls: int = 32  # tool calls waiting for an answer
     max_send_queue_bytes: int = 8 * 2**20  # unsent events per session before generation pauses
     send_stall_s: int = 30  # a full queue for this long: close 1013
+    request_timeout_s: int = 10  # for a whole HTTP request or handshake to come in, and to leave
+    max_waiting: int = 128  # connections without a whole request yet; then the oldest is dropped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "server.max_tool_calls": (1, math.inf),
     "server.max_send_queue_bytes": (1, math.inf),
     "server.send_stall_s": (1, math.inf),
+    "server.request_timeout_s": (1, math.inf),
+    "server.max_waiting": (1, math.inf),
 }
 """Least and greatest value of every number among the settings."""
 

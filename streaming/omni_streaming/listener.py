@@ -16,35 +16,16 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.http11 import Request
 
 from omni.config import PORTS, ServerConfig
 from omni.errors import ConfigError
-from omni_streaming.connection import ABORT
+from omni_streaming.protocols import Clients, HttpProtocol, WebSocketProtocol
 
 logger = logging.getLogger(__name__)
 
 PING_S = 20.0  # below the 30 s after which proxies drop silent connections
 ENVELOPE_BYTES = 64 * 1024  # of an append event around its base64
 SHUTDOWN_S = 5  # for connections to end once they have been told to
-
-
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's protocol, with two holes closed.
-
-    A client that vanished or does not read keeps uvicorn's connection (and our session) until TCP
-    gives up, because ``transport.close()`` waits for the unread bytes: such a one is aborted.
-    """
-
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        if hasattr(self, "scope"):  # the handshake was valid
-            self.scope["extensions"][ABORT] = {"abort": self.transport.abort}
-
-    def keepalive_timeout(self) -> None:
-        super().keepalive_timeout()
-        self.transport.abort()
 
 
 class Listener(uvicorn.Server):
@@ -69,6 +50,7 @@ class Listener(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=HttpProtocol,
                 ws=WebSocketProtocol,
                 ws_max_size=config.max_append_bytes + ENVELOPE_BYTES,
                 ws_ping_interval=PING_S,
@@ -83,6 +65,8 @@ class Listener(uvicorn.Server):
                 proxy_headers=False,
             )
         )
+        self._clients = Clients(config)
+        self.server_state = self._clients
         self._listening = listening
         self._drain = drain
         self._takes_signals = takes_signals
@@ -120,9 +104,11 @@ class Listener(uvicorn.Server):
 
     async def main_loop(self) -> None:
         # uvicorn looks every 100 ms; waiting for the event stops at once.
+        loop = asyncio.get_running_loop()
         counter = 0
         while not await self.on_tick(counter):
             counter += 10  # on_tick renews the Date header every tenth count
+            self._clients.drop_overdue(loop.time())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), timeout=1.0)
 

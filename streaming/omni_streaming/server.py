@@ -19,7 +19,7 @@ from typing import Any
 from omni_encoders.vad import VoiceActivity
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
@@ -339,10 +339,13 @@ class _Page(StaticFiles):
 
 async def _json_object(request: Request) -> dict[str, Any]:
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_REST_BODY_BYTES:
-            raise InputError(f"the body is larger than {MAX_REST_BODY_BYTES} bytes")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_REST_BODY_BYTES:
+                raise InputError(f"the body is larger than {MAX_REST_BODY_BYTES} bytes")
+    except ClientDisconnect as error:  # nobody will read the answer
+        raise InputError("the client left before its body was whole") from error
     try:
         parsed = json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
