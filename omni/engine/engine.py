@@ -27,12 +27,15 @@ import torch
 from numpy.typing import NDArray
 
 from omni.config import EngineConfig
+from omni.engine import integrity
 from omni.engine.outputs import EngineStats, FinishReason, SequenceUsage, TokenOutput
 from omni.engine.runner import Runner
 from omni.engine.sampler import SampleRow, SamplingParams, mass, sample
 from omni.engine.scheduler import Chunk, schedule
 from omni.engine.sequence import Generation, Priority, Sequence
-from omni.engine.state import MAX_CHECKPOINTS, State
+from omni.engine.shares import Shares
+from omni.engine.snapshot import Snapshot
+from omni.engine.state import State
 from omni.engine.state_cache import StateCache
 from omni.errors import CapacityError, InputError
 from omni.models.batch import Backbone
@@ -50,41 +53,30 @@ __all__ = [
 ]
 
 
-class Snapshot:
-    """A sequence's tokens and state at one moment; holds pages until released."""
-
-    __slots__ = ("_state",)
-
-    def __init__(self, state: State) -> None:
-        self._state: State | None = state
-
-    @property
-    def state(self) -> State:
-        """Raises InputError when the snapshot has been released."""
-        if self._state is None:
-            raise InputError("this snapshot has been released")
-        return self._state
-
-    @property
-    def num_tokens(self) -> int:
-        return self.state.num_known
-
-    def forget(self) -> None:
-        self._state = None
-
-
 class Engine:
     """Several sequences on one backbone. Not thread-safe: one thread owns it.
 
-    Prefixes are shared between sequences unless ``share_prefixes`` is False or the backbone has
-    recurrent layers (whose state is not kept per page).
+    Pages and sequences are divided between up to ``max_owners`` owners of sequences (see
+    :mod:`omni.engine.shares`). Prefixes are shared between sequences unless ``share_prefixes`` is
+    False or the backbone has recurrent layers (whose state is not kept per page).
     """
 
     def __init__(
-        self, backbone: Backbone, config: EngineConfig, *, share_prefixes: bool = True
+        self,
+        backbone: Backbone,
+        config: EngineConfig,
+        *,
+        max_owners: int = 1,
+        share_prefixes: bool = True,
     ) -> None:
         self._config = config
         self._max_tokens = min(config.max_context_tokens, backbone.max_positions)
+        self._shares = Shares(
+            max_owners=max_owners,
+            num_pages=config.num_pages,
+            max_sequences=config.max_sequences,
+            context_pages=-(-self._max_tokens // config.page_tokens),
+        )
         self._cache = StateCache(
             backbone.state_spec,
             num_pages=config.num_pages,
@@ -171,7 +163,7 @@ class Engine:
             reason = "stop"
         else:
             try:
-                self._cache.fit(state.pages, state.num_computed, state.num_known + 1)
+                self._cache.fit(state.pages, state.num_computed, state.num_known + 1, state.account)
             except CapacityError:
                 token_id, reason = None, "context"
             else:
@@ -189,13 +181,13 @@ class Engine:
 
     # --- Sequences ---------------------------------------------------------------------------
 
-    def add(self, token_ids: Seq[int] = (), *, priority: Priority) -> int:
-        """Begin a sequence and return its id; ids are never reused.
+    def add(self, token_ids: Seq[int] = (), *, priority: Priority, owner: str = "") -> int:
+        """Begin a sequence of ``owner`` and return its id; ids are never reused.
 
         Raises:
             CapacityError: no sequence, page or context is left; the message names the limit.
         """
-        sequence = self._new_sequence(priority)
+        sequence = self._new_sequence(priority, State(account=self._shares.open(owner)))
         sequence.load(self._cache)
         try:
             self.extend(sequence.seq_id, token_ids)
@@ -228,12 +220,12 @@ class Engine:
             self._check_room(state, 0)
             if self._shares_prefixes and not state.pages:
                 state.adopt_prefix(self._cache)
-            self._cache.fit(state.pages, state.num_computed, state.num_known)
+            self._cache.fit(state.pages, state.num_computed, state.num_known, state.account)
         except CapacityError:
             del state.token_ids[num_known:], state.spans[num_spans:]
             if not num_known:
-                self._cache.release(state.pages)
-                sequence.state = State()
+                self._cache.release(state.pages, state.account)
+                sequence.state = State(account=state.account)
             raise
         if not num_known:
             sequence.num_cached += state.num_computed
@@ -242,9 +234,9 @@ class Engine:
     def fork(self, seq_id: int, *, priority: Priority, num_tokens: int | None = None) -> int:
         """Begin a sequence with the first ``num_tokens`` (None: all) tokens of another.
 
-        Computed pages are shared, the last partial one is copied; the parent is not changed and
-        the child does not generate. With recurrent layers a child cut short replays from the
-        nearest checkpoint.
+        Computed pages are shared, the last partial one is copied; the parent is not changed; the
+        child has the same owner and does not generate. With recurrent layers a child cut short
+        replays from the nearest checkpoint.
 
         Raises:
             CapacityError: no sequence or page is left.
@@ -253,7 +245,7 @@ class Engine:
         parent = self._get(seq_id)
         self._check_length(parent.state, num_tokens)
         parent.checkpoint(self._cache)
-        child = self._new_sequence(priority)
+        child = self._new_sequence(priority, State(account=parent.state.account))
         try:
             child.state = parent.state.copy(self._cache, num_tokens)
         except CapacityError:
@@ -266,8 +258,11 @@ class Engine:
     def free(self, seq_id: int) -> None:
         """Forget a sequence; nothing is reported about it any more."""
         sequence = self._get(seq_id)
-        self._cache.release(sequence.state.pages)
+        account = sequence.state.account
+        self._cache.release(sequence.state.pages, account)
         self._cache.release_slot(sequence.slot)
+        account.num_sequences -= 1
+        self._shares.settle(account)
         self._ended = [output for output in self._ended if output.seq_id != seq_id]
         del self._sequences[seq_id]
 
@@ -373,25 +368,31 @@ class Engine:
         sequence.checkpoint(self._cache)
         snapshot = Snapshot(sequence.state.copy(self._cache, reserve=False))
         self._snapshots.add(snapshot)
+        sequence.state.account.num_snapshots += 1
         return snapshot
 
     def restore(self, seq_id: int, snapshot: Snapshot) -> None:
-        """Put a sequence (any of this engine) back to ``snapshot``, bit by bit; it stays valid.
+        """Put a sequence (any of its owner's) back to ``snapshot``, bit by bit; it stays valid.
 
         Cancels a generation.
 
         Raises:
             CapacityError: too few pages for what the snapshot has and the sequence has not.
-            InputError: no such sequence, or the snapshot was released.
+            InputError: no such sequence, or the snapshot was released or is another owner's.
         """
         sequence = self._get(seq_id)
+        if snapshot.state.account is not sequence.state.account:
+            raise InputError(f"sequence {seq_id} and this snapshot have different owners")
         sequence.state = snapshot.state.copy(self._cache, freeing=sequence.state.pages)
         sequence.load(self._cache)
         self.cancel(seq_id)
 
     def release(self, snapshot: Snapshot) -> None:
         """Give up what a snapshot holds."""
-        self._cache.release(snapshot.state.pages)
+        account = snapshot.state.account
+        self._cache.release(snapshot.state.pages, account)
+        account.num_snapshots -= 1
+        self._shares.settle(account)
         self._snapshots.discard(snapshot)
         snapshot.forget()
 
@@ -440,24 +441,8 @@ class Engine:
         Raises:
             AssertionError: naming the first leak or broken invariant.
         """
-        tables = [s.state.pages for s in self._sequences.values()]
-        tables += [snapshot.state.pages for snapshot in self._snapshots]
-        self._cache.check_integrity(tables, (s.slot for s in self._sequences.values()))
-        held = [page for table in tables for page in table]
-        for seq_id, sequence in self._sequences.items():
-            state, pt = sequence.state, self._cache.page_tokens
-            name = f"sequence {seq_id}"
-            assert 0 <= state.num_computed <= state.num_known, f"{name} computed unknown tokens"
-            assert len(state.pages) == -(-state.num_known // pt), f"{name} holds other pages"
-            own = state.pages[state.num_computed // pt :]
-            assert all(held.count(page) == 1 for page in own), f"{name} would write a shared page"
-            assert len(state.digests) <= state.num_computed // pt, f"{name} names unknown pages"
-            points = [c.num_tokens for c in state.checkpoints]
-            assert points == sorted(set(points)), f"{name} has checkpoints out of order"
-            assert len(points) <= MAX_CHECKPOINTS, f"{name} keeps {len(points)} checkpoints"
-            assert not points or points[-1] <= state.num_computed, f"{name} has a late checkpoint"
-            starts = [i for span in state.spans for i in range(span.start, span.end)]
-            assert starts == [i for i, t in enumerate(state.token_ids) if t < 0], f"{name} spans"
+        snapshots = [snapshot.state for snapshot in self._snapshots]
+        integrity.check(self._cache, self._shares, self._sequences, snapshots)
 
     # --- Inside ------------------------------------------------------------------------------
 
@@ -467,17 +452,24 @@ class Engine:
         except KeyError:
             raise InputError(f"there is no sequence {seq_id}; freed, or never added") from None
 
-    def _new_sequence(self, priority: Priority) -> Sequence:
-        limit = self._config.max_sequences
-        if len(self._sequences) >= limit:
-            raise CapacityError(
-                f"all {limit} sequences are in use (engine.max_sequences); end one or raise it"
-            )
+    def _new_sequence(self, priority: Priority, state: State) -> Sequence:
+        account, limit = state.account, self._config.max_sequences
+        try:
+            if len(self._sequences) >= limit:
+                raise CapacityError(
+                    f"all {limit} sequences are in use (engine.max_sequences); end one or raise it"
+                )
+            self._shares.check_sequences(account)
+        except CapacityError:
+            self._shares.settle(account)
+            raise
+        account.num_sequences += 1
         seq_id, self._next_id = self._next_id, self._next_id + 1
         sequence = Sequence(
             seq_id=seq_id,
             priority=priority,
             slot=self._cache.take_slot(),
+            state=state,
             waiting_since=self._num_steps,
         )
         self._sequences[seq_id] = sequence

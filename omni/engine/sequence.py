@@ -5,7 +5,7 @@ Used by the engine, its scheduler and its runner.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -45,7 +45,7 @@ class Sequence:
     seq_id: int
     priority: Priority
     slot: int
-    state: State = field(default_factory=State)
+    state: State
     generation: Generation | None = None
     is_held: bool = False
     waiting_since: int = 0  # step in which it was last caught up

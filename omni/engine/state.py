@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from omni.engine.shares import Account
 from omni.engine.state_cache import Checkpoint, StateCache, prefix_digest
 from omni.errors import CapacityError, InputError
 from omni.types import EmbeddingSpan
@@ -50,10 +51,12 @@ class PlacedSpan:
 class State:
     """Tokens and the state computed from them: a value, but for the pages it holds.
 
+    ``account`` is charged with ``pages``.
     ``pages`` cover every known token of a live sequence, and from ``num_computed`` on are its own.
     ``digests`` name the first pages: full, computed and free of embeddings.
     """
 
+    account: Account
     token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
@@ -130,6 +133,7 @@ class State:
             point = min(self.num_computed, max(0, num_tokens - 1))
         point = self.resume_point(point, cache)
         copy = State(
+            account=self.account,
             token_ids=self.token_ids.copy(),
             pages=self.pages[: -(-point // cache.page_tokens)],
             digests=self.digests.copy(),
@@ -137,11 +141,12 @@ class State:
             checkpoints=self.checkpoints.copy(),
         )
         copy._cut(num_tokens, point, cache.page_tokens)
-        cache.share(copy.pages)
+        cache.share(copy.pages, copy.account)
         try:
-            cache.fit(copy.pages, point, num_tokens if reserve else point, freeing)
+            num_covered = num_tokens if reserve else point
+            cache.fit(copy.pages, point, num_covered, copy.account, freeing)
         except CapacityError:
-            cache.release(copy.pages)
+            cache.release(copy.pages, copy.account)
             raise
         return copy
 
@@ -151,7 +156,7 @@ class State:
         Raises:
             CapacityError: a shared page must be copied and none is left; nothing was changed.
         """
-        cache.fit(self.pages, num_computed, num_tokens)
+        cache.fit(self.pages, num_computed, num_tokens, self.account)
         self._cut(num_tokens, num_computed, cache.page_tokens)
 
     def _cut(self, num_tokens: int, num_computed: int, page_tokens: int) -> None:
@@ -177,7 +182,7 @@ class State:
         while end < self.num_known and self._is_text(end):
             parent = self.digests[-1] if self.digests else b""
             digest = prefix_digest(parent, self.token_ids[end - cache.page_tokens : end])
-            page = cache.find(digest)
+            page = cache.find(digest, self.account)
             if page is None:
                 break
             self.digests.append(digest)

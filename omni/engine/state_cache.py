@@ -2,12 +2,12 @@
 
 Called by :mod:`omni.engine.engine`; knows pages, slots and checkpoints, not sequences or tokens.
 
-Pages are counted by reference. A page that several hold is complete and never written: before a
-holder writes, :meth:`StateCache.fit` gives it a page of its own (copy-on-write). A full page is
-a function of the tokens up to its end, so it is registered under a digest of that prefix and the
-next sequence that begins alike shares it. Registered pages nobody holds stay until pages run out
-and are evicted least recently released first; a prefix releases its last page first, so ends go
-before beginnings.
+Pages are counted by reference, and every hold is charged to an account. A page that several hold
+is complete and never written: before a holder writes, :meth:`StateCache.fit` gives it a page of
+its own (copy-on-write). A full page is a function of the tokens up to its end, so it is registered
+under a digest of that prefix and the next sequence that begins alike shares it. Registered pages
+nobody holds stay until pages run out and are evicted least recently released first; a prefix
+releases its last page first, so ends go before beginnings.
 
 Recurrent state cannot be cut, so its history is kept as :class:`Checkpoint` values: immutable,
 shared by Python reference, freed with the last of them.
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
+from omni.engine.shares import Account
 from omni.errors import CapacityError
 from omni.models.batch import StateSpec, StateView
 
@@ -95,17 +96,19 @@ class StateCache:
         """Pages kept for the next sequence that begins alike, held by nobody."""
         return len(self._unheld)
 
-    def share(self, pages: Iterable[int]) -> None:
+    def share(self, pages: Iterable[int], account: Account) -> None:
         """Hold ``pages`` once more."""
         for page in pages:
             assert self._refs[page] > 0, f"page {page} is shared but nobody holds it"
             self._refs[page] += 1
+            account.hold(page)
 
-    def release(self, pages: Sequence[int]) -> None:
+    def release(self, pages: Sequence[int], account: Account) -> None:
         """Give up one hold of each of ``pages``, the last first."""
         for page in reversed(pages):
             self._refs[page] -= 1
             assert self._refs[page] >= 0, f"page {page} is released but nobody holds it"
+            account.let_go(page)
             if self._refs[page] == 0:
                 if page in self._digest_of:
                     self._unheld[page] = None
@@ -117,6 +120,7 @@ class StateCache:
         pages: list[int],
         written_from: int,
         num_tokens: int,
+        account: Account,
         freeing: Sequence[int] = (),
     ) -> None:
         """Make ``pages`` cover ``num_tokens`` tokens and writable from token ``written_from`` on.
@@ -126,7 +130,7 @@ class StateCache:
         registered ones lose their name, for their content is about to change.
 
         Raises:
-            CapacityError: too few pages; nothing was changed.
+            CapacityError: too few pages, or too few for ``account``; nothing was changed.
         """
         first = written_from // self.page_tokens
         last = -(-num_tokens // self.page_tokens)
@@ -140,29 +144,33 @@ class StateCache:
                     f"{num_needed} more pages of state are needed and {self.num_available} of "
                     f"{self.num_pages} are free (engine.num_pages); end a session or raise it"
                 )
-            self.release(dropped)
+            if num_needed:
+                account.check_pages(num_needed, [*dropped, *(pages[i] for i in shared)])
+            self.release(dropped, account)
             del pages[last:]
             for i in shared:
-                pages[i] = self._replace(pages[i], max(0, written_from - i * self.page_tokens))
-            pages.extend(self._take() for _ in range(last - len(pages)))
+                num_kept = max(0, written_from - i * self.page_tokens)
+                pages[i] = self._replace(pages[i], num_kept, account)
+            pages.extend(self._take(account) for _ in range(last - len(pages)))
         if self._digest_of:
             for i in range(first, last):
                 self._forget(pages[i])
 
-    def _take(self) -> int:
+    def _take(self, account: Account) -> int:
         if self._free:
             page = self._free.pop()
         else:
             page, _ = self._unheld.popitem(last=False)
             self._forget(page)
         self._refs[page] = 1
+        account.hold(page)
         return page
 
-    def _replace(self, page: int, num_kept: int) -> int:
-        fresh = self._take()
+    def _replace(self, page: int, num_kept: int, account: Account) -> int:
+        fresh = self._take(account)
         kept = slice(0, min(num_kept, self.page_tokens))
         self.view.kv[:, :, fresh, kept] = self.view.kv[:, :, page, kept]
-        self.release([page])
+        self.release([page], account)
         return fresh
 
     # --- Prefixes ----------------------------------------------------------------------------
@@ -173,12 +181,13 @@ class StateCache:
             self._page_of[digest] = page
             self._digest_of[page] = digest
 
-    def find(self, digest: bytes) -> int | None:
+    def find(self, digest: bytes, account: Account) -> int | None:
         """Hold the page of that name and return it, if there is one."""
         page = self._page_of.get(digest)
         if page is not None:
             self._unheld.pop(page, None)
             self._refs[page] += 1
+            account.hold(page)
         return page
 
     def _forget(self, page: int) -> None:

@@ -495,8 +495,9 @@ def test_stats_count_what_happened() -> None:
 def test_check_integrity_names_a_leak() -> None:
     run = make()
     seq = run.engine.add(PROMPT, priority=RESPONDING)
-    page = run.engine._sequences[seq].state.pages[0]
-    run.engine._cache.share([page])
+    state = run.engine._sequences[seq].state
+    page = state.pages[0]
+    run.engine._cache.share([page], state.account)
     with pytest.raises(AssertionError, match=f"page {page} leaks: counted 2 times, held 1"):
         run.engine.check_integrity()
 
