@@ -2,7 +2,7 @@
 
 The pages belong to the engine; this mixer writes the step's keys and values into them first and
 then reads every sequence's pages. Letters: N tokens of the step, D hidden width, H query heads,
-Hkv key/value heads, K head width.
+Hkv key/value heads, K head width, R rotated width of a head.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from omni_kernels.attention import paged_attention
-from omni_kernels.rowwise import rotate_and_store
+from omni_kernels.rowwise import rotate_and_store, sigmoid_mul
 
 from omni.models.batch import Batch, StateView
 from omni.models.layers import Linear
@@ -22,13 +22,13 @@ class Step:
     """What all layers of one step share, computed once."""
 
     batch: Batch
-    cosine: torch.Tensor  # [N, K / 2] fp32
-    sine: torch.Tensor  # [N, K / 2] fp32
+    cosine: torch.Tensor  # [N, R / 2] fp32
+    sine: torch.Tensor  # [N, R / 2] fp32
     tokens: torch.Tensor  # [N] int64, page id * page_tokens + offset of each new token
 
     @staticmethod
     def of(batch: Batch, state: StateView, cosine: torch.Tensor, sine: torch.Tensor) -> Step:
-        """``cosine`` and ``sine`` [max_positions, K / 2] are tables of all positions."""
+        """``cosine`` and ``sine`` [N, R / 2] are those of the batch's positions."""
         page_tokens = state.page_tokens
         tokens: list[int] = []
         for b, pages in enumerate(batch.page_table):
@@ -40,14 +40,18 @@ class Step:
             ]
         return Step(
             batch=batch,
-            cosine=cosine[batch.positions],
-            sine=sine[batch.positions],
+            cosine=cosine,
+            sine=sine,
             tokens=torch.tensor(tokens, dtype=torch.int64),
         )
 
 
 class Attention:
-    """Query, key and value in one matrix; ``row`` is this layer's row of the pages."""
+    """Query, key and value in one matrix; ``row`` is this layer's row of the pages.
+
+    ``norms`` [K] are the factors of the query's and key's norm per head, ``eps`` its epsilon. With
+    ``has_gate`` the matrix has H heads more, whose sigmoid multiplies the output.
+    """
 
     def __init__(
         self,
@@ -58,21 +62,33 @@ class Attention:
         num_kv_heads: int,
         head_dim: int,
         row: int,
+        norms: tuple[torch.Tensor, torch.Tensor] | None = None,
+        eps: float = 1e-6,
+        has_gate: bool = False,
     ) -> None:
         self._qkv = qkv
         self._out = out
-        self._num_heads = num_heads
+        self._width = num_heads * head_dim
         self._num_all_heads = num_heads + 2 * num_kv_heads
         self._head_dim = head_dim
         self._row = row
+        self._norms = norms
+        self._eps = eps
+        self._has_gate = has_gate
 
     def __call__(self, x: torch.Tensor, step: Step, state: StateView) -> torch.Tensor:
         """``x`` [N, D] (normed) -> [N, D]; writes keys and values of the N tokens."""
         pages = state.kv[self._row]  # [2, P, page_tokens, Hkv, K]
-        qkv = self._qkv(x).view(-1, self._num_all_heads, self._head_dim)
-        query = rotate_and_store(qkv, pages, step.cosine, step.sine, step.tokens)  # [N, H, K]
+        projected = self._qkv(x)
+        gate = None
+        if self._has_gate:
+            projected, gate = projected[:, : -self._width], projected[:, -self._width :]
+        qkv = projected.view(-1, self._num_all_heads, self._head_dim)  # [N, H + 2 Hkv, K]
+        query = rotate_and_store(
+            qkv, pages, step.cosine, step.sine, step.tokens, norms=self._norms, eps=self._eps
+        )  # [N, H, K]
         batch = step.batch
         mixed = paged_attention(
             query, pages, batch.cu_seqlens, batch.num_computed, batch.page_table
-        )  # [N, H, K]
-        return self._out(mixed.view(-1, self._num_heads * self._head_dim))
+        ).view(-1, self._width)
+        return self._out(mixed if gate is None else sigmoid_mul(mixed, gate))

@@ -8,19 +8,22 @@ H heads, Hkv key/value heads, K head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from omni_kernels.linear import PackedWeight
+from omni_kernels.gated_delta import GatedDelta
 
 from omni.errors import ModelError
 from omni.models.attention import Attention, Step
 from omni.models.batch import Batch, StateSpec, StateView
-from omni.models.layers import Embedding, GatedFeedForward, Linear, QuantisedRows, RMSNorm
+from omni.models.experts import ExpertsShape, MixtureOfExperts
+from omni.models.gated_delta import DeltaShape, GatedDeltaMixer
+from omni.models.layers import GatedFeedForward, QuantisedRows, RMSNorm
+from omni.models.parameters import Parameter, Parameters
+from omni.models.rotary import Rotary
 
-Parameter = torch.Tensor | PackedWeight | QuantisedRows
 MixerKind = Literal["attention", "recurrent"]
 
 
@@ -30,7 +33,7 @@ class BackboneConfig:
 
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int  # of a dense feed-forward
     mixers: tuple[MixerKind, ...]
     num_heads: int
     num_kv_heads: int
@@ -40,20 +43,27 @@ class BackboneConfig:
     max_positions: int
     qkv_bias: bool
     tied_head: bool
-    recurrent_shape: tuple[int, ...] = ()
-    conv_shape: tuple[int, ...] = ()
+    rotary_dim: int | None = None  # how much of a head is rotated; None: all
+    rope_sections: tuple[int, int, int] | None = None  # pairs by time, height, width; None: 1 axis
+    rope_interleaved: bool = False  # the sections alternate instead of following each other
+    qk_norm: bool = False  # query and key heads are normed before they are rotated
+    output_gate: bool = False  # attention's output is multiplied by a sigmoid
+    delta: DeltaShape | None = None  # of the recurrent layers
+    experts: ExpertsShape | None = None  # a mixture in the place of every dense feed-forward
 
     @property
     def num_layers(self) -> int:
         return len(self.mixers)
 
     def state_spec(self) -> StateSpec:
+        delta = self.delta
         return StateSpec(
             mixers=self.mixers,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
-            recurrent_shape=self.recurrent_shape,
-            conv_shape=self.conv_shape,
+            recurrent_shape=delta.recurrent_shape if delta else (),
+            conv_shape=delta.conv_shape if delta else (),
+            journal_width=delta.journal_width if delta else 0,
         )
 
 
@@ -65,39 +75,12 @@ class Mixer(Protocol):
         ...
 
 
-class Parameters:
-    """Named parameters of one stack; a missing name is a :class:`ModelError`."""
+class FeedForward(Protocol):
+    """Transforms each token by itself."""
 
-    def __init__(self, values: Mapping[str, Parameter]) -> None:
-        self._values = values
-
-    def tensor(self, name: str) -> torch.Tensor:
-        value = self._get(name)
-        if not isinstance(value, torch.Tensor):
-            raise ModelError(f"parameter {name} is packed, expected plain numbers")
-        return value
-
-    def linear(self, name: str, bias: str | None = None) -> Linear:
-        weight = self._get(name)
-        if isinstance(weight, QuantisedRows):
-            raise ModelError(f"parameter {name} is a table of rows, expected a matrix")
-        return Linear(weight, self.tensor(bias) if bias else None)
-
-    def embedding(self, name: str) -> Embedding:
-        table = self._get(name)
-        if isinstance(table, PackedWeight):
-            raise ModelError(f"parameter {name} is packed, expected a table of rows")
-        return Embedding(table)
-
-    def _get(self, name: str) -> Parameter:
-        try:
-            return self._values[name]
-        except KeyError:
-            raise ModelError(f"the weights have no parameter {name}") from None
-
-
-MixerBuilder = Callable[[BackboneConfig, Parameters, str, int], Mixer]
-"""(config, parameters, prefix such as ``layers.3.``, row of its state) -> mixer."""
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [N, D] (normed) -> [N, D]."""
+        ...
 
 
 def build_attention(
@@ -105,6 +88,9 @@ def build_attention(
 ) -> Attention:
     """Grouped-query attention over row ``row`` of the pages."""
     name = prefix + "attention."
+    norms = None
+    if config.qk_norm:
+        norms = parameters.tensor(name + "q_norm"), parameters.tensor(name + "k_norm")
     return Attention(
         qkv=parameters.linear(name + "qkv", name + "qkv_bias" if config.qkv_bias else None),
         out=parameters.linear(name + "out"),
@@ -112,6 +98,56 @@ def build_attention(
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         row=row,
+        norms=norms,
+        eps=config.rms_norm_eps,
+        has_gate=config.output_gate,
+    )
+
+
+def build_gated_delta(
+    config: BackboneConfig, parameters: Parameters, prefix: str, row: int
+) -> GatedDeltaMixer:
+    """Gated DeltaNet over row ``row`` of the slots."""
+    shape, name = config.delta, prefix + "delta."
+    if shape is None:
+        raise ModelError("a recurrent layer without its shape")
+    try:
+        op = GatedDelta(
+            num_key_heads=shape.num_key_heads,
+            num_value_heads=shape.num_value_heads,
+            key_dim=shape.key_dim,
+            value_dim=shape.value_dim,
+            conv_weight=parameters.tensor(name + "conv"),
+            a_log=parameters.tensor(name + "a_log"),
+            dt_bias=parameters.tensor(name + "dt_bias"),
+            norm=parameters.tensor(name + "norm"),
+            eps=config.rms_norm_eps,
+        )
+    except ValueError as error:
+        raise ModelError(f"this build cannot run the model's recurrent layers: {error}") from error
+    return GatedDeltaMixer(
+        project=parameters.linear(name + "project"),
+        op=op,
+        out=parameters.linear(name + "out"),
+        row=row,
+    )
+
+
+def build_feed_forward(parameters: Parameters, name: str) -> GatedFeedForward:
+    """A dense feed-forward; ``name`` such as ``layers.3.ffn.``."""
+    return GatedFeedForward(parameters.linear(name + "gate_up"), parameters.linear(name + "down"))
+
+
+def build_experts(shape: ExpertsShape, parameters: Parameters, name: str) -> MixtureOfExperts:
+    """A mixture of experts; ``name`` such as ``layers.3.ffn.``."""
+    gate_up = parameters.linears(name + "experts.gate_up", shape.num_experts)
+    down = parameters.linears(name + "experts.down", shape.num_experts)
+    return MixtureOfExperts(
+        router=parameters.tensor(name + "router"),
+        experts=[GatedFeedForward(*pair) for pair in zip(gate_up, down, strict=True)],
+        shared=build_feed_forward(parameters, name + "shared."),
+        shared_gate=parameters.tensor(name + "shared.gate"),
+        shape=shape,
     )
 
 
@@ -119,7 +155,7 @@ class _Layer:
     __slots__ = ("ffn", "ffn_norm", "mixer", "mixer_norm")
 
     def __init__(
-        self, mixer: Mixer, ffn: GatedFeedForward, mixer_norm: RMSNorm, ffn_norm: RMSNorm
+        self, mixer: Mixer, ffn: FeedForward, mixer_norm: RMSNorm, ffn_norm: RMSNorm
     ) -> None:
         self.mixer = mixer
         self.ffn = ffn
@@ -130,51 +166,53 @@ class _Layer:
 class DecoderStack:
     """Implements :class:`omni.models.batch.Backbone`.
 
-    ``builders`` maps each mixer kind of the config to what builds it; a kind that is missing is a
-    :class:`ModelError`. ``weight_bytes`` is what one token's step reads of the weights.
+    ``weight_bytes`` is what one token's step reads of the weights.
     """
 
-    def __init__(
-        self,
-        config: BackboneConfig,
-        values: Mapping[str, Parameter],
-        builders: Mapping[str, MixerBuilder] | None = None,
-    ) -> None:
+    def __init__(self, config: BackboneConfig, values: Mapping[str, Parameter]) -> None:
         self.config = config
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_positions
         self.state_spec = config.state_spec()
-        builders = {"attention": build_attention, **(builders or {})}
-        self.weight_bytes = sum(
-            value.nbytes for name, value in values.items() if not isinstance(value, QuantisedRows)
-        )
+        self.weight_bytes = weight_bytes(config, values)
         parameters = Parameters(values)
         self._embed = parameters.embedding("embed")
         self._head = parameters.linear("embed" if "head" not in values else "head")
         self._final_norm = RMSNorm(parameters.tensor("final_norm"), config.rms_norm_eps)
+        self._rotary = Rotary(
+            dim=config.head_dim if config.rotary_dim is None else config.rotary_dim,
+            theta=config.rope_theta,
+            sections=config.rope_sections,
+            interleaved=config.rope_interleaved,
+        )
         self._layers: list[_Layer] = []
-        rows = dict.fromkeys(config.mixers, 0)
+        self._recurrent: list[GatedDeltaMixer] = []
+        num_attention = 0
         for index, kind in enumerate(config.mixers):
-            if kind not in builders:
-                raise ModelError(f"layer {index} mixes by {kind!r}, which this build does not have")
             prefix = f"layers.{index}."
-            mixer = builders[kind](config, parameters, prefix, rows[kind])
-            rows[kind] += 1
-            ffn = GatedFeedForward(
-                parameters.linear(prefix + "ffn.gate_up"), parameters.linear(prefix + "ffn.down")
-            )
+            mixer: Mixer
+            if kind == "attention":
+                mixer = build_attention(config, parameters, prefix, num_attention)
+                num_attention += 1
+            else:
+                mixer = build_gated_delta(config, parameters, prefix, len(self._recurrent))
+                self._recurrent.append(mixer)
+            ffn: FeedForward
+            if config.experts is None:
+                ffn = build_feed_forward(parameters, prefix + "ffn.")
+            else:
+                ffn = build_experts(config.experts, parameters, prefix + "ffn.")
             norms = (
                 RMSNorm(parameters.tensor(prefix + name), config.rms_norm_eps)
                 for name in ("mixer_norm", "ffn_norm")
             )
             self._layers.append(_Layer(mixer, ffn, *norms))
-        self._cos, self._sin = rotary_table(config)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, state: StateView) -> torch.Tensor:
         """Compute ``batch``; see :meth:`omni.models.batch.Backbone.forward`."""
         x = self._embedded(batch)  # [N, D]
-        step = Step.of(batch, state, self._cos, self._sin)
+        step = Step.of(batch, state, *self._rotary(batch.positions))
         last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
             x = x.add_(layer.mixer(layer.mixer_norm(x), step, state))
@@ -187,6 +225,12 @@ class DecoderStack:
             return x.new_empty(0, self.vocab_size)
         return self._head(self._final_norm(x))  # [R, vocab]
 
+    @torch.inference_mode()
+    def replay(self, state: StateView, slot: int, num_rows: int) -> None:
+        """Advance a slot by its journal; see :meth:`omni.models.batch.Backbone.replay`."""
+        for mixer in self._recurrent:
+            mixer.replay(state, slot, num_rows)
+
     def _embedded(self, batch: Batch) -> torch.Tensor:
         if batch.embeddings is None:
             return self._embed(batch.token_ids)
@@ -196,9 +240,14 @@ class DecoderStack:
         return x
 
 
-def rotary_table(config: BackboneConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [max_positions, head_dim / 2] fp32 of every position (RoFormer, 3.2.2)."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    inverse = 1.0 / (config.rope_theta**half)
-    angles = torch.arange(config.max_positions, dtype=torch.float32)[:, None] * inverse
-    return angles.cos(), angles.sin()
+def weight_bytes(config: BackboneConfig, values: Mapping[str, Parameter]) -> int:
+    """Bytes of the weights that one token's step reads: of the experts, only the chosen."""
+    shape, total = config.experts, 0
+    for name, value in values.items():
+        if isinstance(value, QuantisedRows):
+            continue
+        size = value.nbytes
+        if shape is not None and ".experts." in name:
+            size = size * shape.num_chosen // shape.num_experts
+        total += size
+    return total

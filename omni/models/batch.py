@@ -27,7 +27,8 @@ class StateSpec:
     head_dim: int
     kv_dtype: torch.dtype = torch.float32
     recurrent_shape: tuple[int, ...] = ()  # per slot and recurrent layer, fp32: [HV, V, K]
-    conv_shape: tuple[int, ...] = ()  # per slot and recurrent layer: [channels, width - 1]
+    conv_shape: tuple[int, ...] = ()  # per slot and recurrent layer, fp32: [width - 1, channels]
+    journal_width: int = 0  # per token and recurrent layer, fp32; 0: tokens cannot be replayed
 
     @property
     def num_attention(self) -> int:
@@ -43,14 +44,17 @@ class StateView:
     """The engine's state tensors, updated in place by the backbone.
 
     ``kv`` [L, 2, P, page_tokens, Hkv, D]: keys (0) and values (1), rotary already applied to keys.
-    ``recurrent`` [S, L, *recurrent_shape] fp32 and ``conv`` [S, L, *conv_shape], slot-major so that
-    a checkpoint is one copy; None when the backbone has no recurrent layer. Page 0 and slot 0 are
-    never given to a sequence (null).
+    ``recurrent`` [S, L, *recurrent_shape] fp32 and ``conv`` [S, L, *conv_shape] fp32, slot-major so
+    that a checkpoint is one copy; None when the backbone has no recurrent layer. ``journal``
+    [S, L, capacity, journal_width] fp32 holds what recent tokens put into the recurrent state, for
+    :meth:`Backbone.replay`; None where nobody rolls back. Page 0 and slot 0 are never given to a
+    sequence (null).
     """
 
     kv: torch.Tensor
     recurrent: torch.Tensor | None = None
     conv: torch.Tensor | None = None
+    journal: torch.Tensor | None = None
 
     @property
     def page_tokens(self) -> int:
@@ -66,13 +70,14 @@ class Batch:
     """
 
     token_ids: torch.Tensor  # [N] int64; -1 where an embedding takes the token's place
-    positions: torch.Tensor  # [N] int64 (or [3, N] for multimodal rotary)
+    positions: torch.Tensor  # [N], or [3, N] for multimodal rotary; int64 or floating
     cu_seqlens: tuple[int, ...]  # B + 1 offsets into N
     num_computed: tuple[int, ...]  # [B] tokens of each sequence already in the state
     page_table: tuple[tuple[int, ...], ...]  # [B] page ids covering num_computed + new tokens
     slots: tuple[int, ...]  # [B] recurrent slot of each sequence (0 where there is none)
     logits_rows: torch.Tensor  # [R] int64 rows of N whose logits are wanted
     embeddings: torch.Tensor | None = None  # [E, hidden], in the order of the -1 tokens
+    journal_starts: tuple[int, ...] | None = None  # [B] journal row of each first token; -1: none
 
     @property
     def num_sequences(self) -> int:
@@ -90,5 +95,16 @@ class Backbone(Protocol):
         """Compute ``batch``, writing its keys, values and recurrent state into ``state``.
 
         Returns logits [R, vocab_size] fp32 of ``batch.logits_rows``.
+        """
+        ...
+
+    def replay(self, state: StateView, slot: int, num_rows: int) -> None:
+        """Advance the recurrent state of ``slot`` by the first ``num_rows`` rows of its journal.
+
+        In every recurrent layer, to the same bits as having computed those tokens; the state must
+        be that from before the first row. Keys, values and the journal stay as they are.
+
+        Raises:
+            ValueError: there is no journal, or it has fewer rows.
         """
         ...

@@ -22,8 +22,8 @@ import torch
 from omni_kernels.linear import PackedWeight, pack_quantized
 
 from omni.errors import ModelError
-from omni.models.backbone import Parameter
 from omni.models.layers import QuantisedRows
+from omni.models.parameters import Parameter
 from omni.models.weights import Checkpoint, Entry, dense_entry, quantised_entry
 
 VERSION = 2

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from omni.errors import ModelError
-from omni.models.backbone import Parameter
 from omni.models.gguf_file import quantise
+from omni.models.parameters import Parameter
 
 _BLOCK_ROWS = 4096
 

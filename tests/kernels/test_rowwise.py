@@ -175,8 +175,8 @@ def test_wrong_input_is_refused_with_the_expectation(path: str) -> None:
     assert torch.equal(qkv, normal(2, 8, 16))
     with pytest.raises(ValueError, match="with 9 angles"):
         rotate_and_store(qkv, kv, normal(2, 9), normal(2, 9), torch.tensor([0, 1]))
+    norms = normal(16), normal(8)
     with pytest.raises(ValueError, match=r"norm: expected float32 \[16\]"):
-        norms = normal(16), normal(8)
         rotate_and_store(qkv, kv, angles, angles, torch.tensor([0, 1]), norms=norms)
     with pytest.raises(ValueError, match=r"gate: expected float32 \[2, 8\]"):
         sigmoid_mul(normal(2, 8), normal(2, 9))

@@ -109,7 +109,13 @@ class Driver:
     """Plays the engine: gives sequences scattered pages and runs steps of any shape."""
 
     def __init__(
-        self, backbone: Backbone, *, num_sequences: int = 1, page_tokens: int = 4, pages: int = 40
+        self,
+        backbone: Backbone,
+        *,
+        num_sequences: int = 1,
+        page_tokens: int = 4,
+        pages: int = 40,
+        journal: int = 0,
     ) -> None:
         self.backbone = backbone
         spec = backbone.state_spec
@@ -128,10 +134,23 @@ class Driver:
             kv=torch.full(shape, torch.nan, dtype=spec.kv_dtype),
             recurrent=torch.zeros(slots, spec.num_recurrent, *recurrent) if recurrent else None,
             conv=torch.zeros(slots, spec.num_recurrent, *conv) if conv else None,
+            journal=torch.full((slots, spec.num_recurrent, journal, spec.journal_width), torch.nan)
+            if journal
+            else None,
         )
+        self._journal_rows = [-1] * num_sequences  # next row of each; -1: none is kept
         order = torch.randperm(num_pages - 1, generator=torch.Generator().manual_seed(1)) + 1
         self._tables = [tuple(part.tolist()) for part in order.chunk(num_sequences)]
         self.computed = [0] * num_sequences
+
+    def journal_from(self, sequence: int) -> None:
+        """Keep a journal of the sequence's tokens from here on."""
+        self._journal_rows[sequence] = 0
+
+    def rewind(self, sequence: int, num_tokens: int) -> None:
+        """Go on after ``num_tokens`` tokens; the recurrent state must be that of this place."""
+        self.computed[sequence] = num_tokens
+        self._journal_rows[sequence] = -1
 
     def step(self, new: Sequence[Sequence[int]], *, all_rows: bool = True) -> torch.Tensor:
         """Compute ``new[b]`` further tokens of each sequence; logits of all rows, or the last."""
@@ -157,9 +176,14 @@ class Driver:
             ),
             slots=tuple(b + 1 for b in active),
             logits_rows=torch.tensor(list(rows)),
+            journal_starts=None
+            if self.state.journal is None
+            else tuple(self._journal_rows[b] for b in active),
         )
         for b in active:
             self.computed[b] += len(new[b])
+            if self._journal_rows[b] >= 0:
+                self._journal_rows[b] += len(new[b])
         return self.backbone.forward(batch, self.state)
 
 
