@@ -78,7 +78,7 @@ def make_server(config: Config, *, scripted: bool) -> Server:
     """The embedded default's server, or the scripted one; loads nothing yet."""
     from omni_streaming.assembly import assemble, assemble_scripted
 
-    return assemble_scripted(config) if scripted else assemble(config, _show_progress)
+    return assemble_scripted(config) if scripted else assemble(config, show_progress)
 
 
 async def serve(server: Server, listening: socket.socket) -> int:
@@ -127,7 +127,8 @@ def start_logging(level: str) -> None:
     )
 
 
-def _show_progress(num_done: int, num_all: int) -> None:
+def show_progress(num_done: int, num_all: int) -> None:
+    """Show how far the repacking of weights is, which only a first start does."""
     end = "\n" if num_done >= num_all else "\r"
     if sys.stderr.isatty() or end == "\n":
         text = f"Preparing the weights, the first time only: {num_done / num_all:4.0%}"

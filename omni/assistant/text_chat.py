@@ -1,0 +1,151 @@
+"""A conversation in writing on one engine sequence, without hearing or speech.
+
+Used by ``omni chat``. The same rendering, prefix reuse and rollback as in a spoken conversation:
+an answer that is stopped stays as far as it was given out, one that is taken back leaves no trace.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from omni.assistant.context import Context
+from omni.config import EngineConfig
+from omni.engine.engine import Engine, Priority, SamplingParams
+from omni.errors import CapacityError, OmniError
+from omni.models import LoadedModel
+from omni.models.tokenizer import StreamDecoder
+from omni.types import Conversation, Message, TextPart
+
+
+@dataclass(slots=True)
+class AnswerStats:
+    """What one answer cost. ``first_token_s`` counts from the question."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+    end: str = "cancelled"
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decoding speed after the first token; 0 where it cannot be told."""
+        spent = self.total_s - self.first_token_s
+        return (self.output_tokens - 1) / spent if spent > 0 and self.output_tokens > 1 else 0.0
+
+
+@dataclass(slots=True)
+class TextChat:
+    """Asks and answers in writing; ``conversation`` is the truth, the sequence follows it."""
+
+    model: LoadedModel
+    engine: Engine
+    context: Context
+    conversation: Conversation
+    params: SamplingParams
+    stats: AnswerStats = field(default_factory=AnswerStats)
+    _sequence: int | None = None
+    _num_answers: int = 0
+
+    def ask(self, text: str) -> Iterator[str]:
+        """Add ``text`` as the user's message and yield the answer in pieces as it is sampled.
+
+        Closing the iterator, or an exception in the caller, stops the answer; what was yielded
+        stays in the conversation. ``stats`` tell about the last answer.
+
+        Raises:
+            CapacityError: the conversation no longer fits; it is left as it was.
+            OmniError: the model gave no numbers.
+        """
+        before = self.conversation
+        self._add(Message("user", (TextPart(text),)))
+        began_s = time.monotonic()
+        self.stats = AnswerStats()
+        try:
+            sequence = self._start()
+        except CapacityError:
+            self.conversation = before
+            raise
+        yield from self._answer(sequence, began_s)
+
+    def undo(self) -> bool:
+        """Take the last question and its answer back; False if there is none."""
+        messages = self.conversation.messages
+        if not messages:
+            return False
+        last = max(i for i, message in enumerate(messages) if message.role == "user")
+        self.conversation = replace(self.conversation, messages=messages[:last])
+        self.context.prune(self.conversation, set())
+        return True
+
+    def restart(self) -> None:
+        """Forget all messages."""
+        self.conversation = replace(self.conversation, messages=())
+        self.context.prune(self.conversation, set())
+
+    def _start(self) -> int:
+        tokens = self.context.render(self.conversation, {}, reserve_tokens=self.params.max_tokens)
+        tokens += self.context.answer_header(self.conversation)
+        if self._sequence is None:
+            self._sequence = self.engine.add(priority=Priority.RESPONDING)
+        self.stats.cached_tokens = self.engine.sync(self._sequence, tokens)
+        self.stats.input_tokens = len(tokens)
+        self.engine.generate(self._sequence, self.params)
+        return self._sequence
+
+    def _answer(self, sequence: int, began_s: float) -> Iterator[str]:
+        self._num_answers += 1
+        response_id = f"answer_{self._num_answers}"
+        generated = self.context.begin(response_id)
+        decoder = StreamDecoder(self.model.tokenizer)
+        stats = self.stats
+        try:
+            while stats.end == "cancelled":
+                for output in self.engine.step():
+                    if output.seq_id != sequence:
+                        continue
+                    if output.token_id is not None and output.finish_reason != "stop":
+                        stats.output_tokens += 1
+                        stats.first_token_s = stats.first_token_s or time.monotonic() - began_s
+                        text = decoder.push(output.token_id)
+                        generated.append(output.token_id, text)
+                        yield text
+                    if output.finish_reason == "error":
+                        raise OmniError("the model's scores are not numbers: its weights are bad")
+                    if output.finish_reason is not None:
+                        stats.end = output.finish_reason
+            if rest := decoder.flush():
+                yield rest
+        finally:
+            stats.total_s = time.monotonic() - began_s
+            if stats.end == "cancelled":
+                self.engine.cancel(sequence)
+                self.engine.step()  # takes the report of the end
+            answer = Message("assistant", (TextPart(generated.text),), response_id)
+            self._add(answer)
+
+    def _add(self, message: Message) -> None:
+        messages = (*self.conversation.messages, message)
+        self.conversation = replace(self.conversation, messages=messages)
+
+
+def open_chat(
+    model: LoadedModel, config: EngineConfig, *, instructions: str, params: SamplingParams
+) -> TextChat:
+    """A new conversation under ``instructions``, on an engine of its own."""
+    stops = params.stop_ids | model.template.stop_ids
+    return TextChat(
+        model=model,
+        engine=Engine(model.backbone, config),
+        context=Context(
+            model.template,
+            model.tokenizer,
+            instructions=instructions,
+            max_tokens=min(model.context_tokens, config.max_context_tokens),
+        ),
+        conversation=Conversation(instructions=instructions),
+        params=replace(params, stop_ids=stops),
+    )

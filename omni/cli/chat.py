@@ -1,0 +1,156 @@
+"""``omni chat``: talk to a backbone in writing, to try a model or a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from omni.cli import COMMANDS, EXIT_INTERRUPTED, add_config_options, read_config
+from omni.errors import CapacityError, InputError
+
+if TYPE_CHECKING:
+    from omni.assistant.text_chat import TextChat
+    from omni.cli import Subparsers
+    from omni.config import Config
+
+DESCRIPTION = """\
+Chat with a model in the terminal. With a QUESTION: answers it and ends; without: asks for lines.
+
+Ctrl-C stops an answer, which stays as far as it was printed. In a chat, a line may be
+  /undo   take the last question and its answer back      /new    start over
+  /stats  what the last answer cost                       /quit   end (so does Ctrl-D)"""
+
+EXAMPLES = """\
+examples:
+  omni chat "Why is the sky blue?"
+  omni chat --model qwen2.5-coder-1.5b
+  omni chat --model ~/models/Qwen3.5-0.8B --temperature 0.7
+  echo "Name three rivers." | omni chat --system "Answer in French." """
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "chat",
+        help=COMMANDS["chat"],
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("question", nargs="*", metavar="QUESTION")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a name of `omni fetch --list`, or a file or folder"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="instructions (model.instructions)")
+    parser.add_argument("--max-tokens", type=int, default=512, help="longest answer (%(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 is greedy (%(default)s)",
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling (%(default)s)")
+    parser.add_argument("--stats", action="store_true", help="print what each answer cost")
+    add_config_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Chat until the end of the input; see ``omni chat --help``."""
+    _check(args)
+    config = read_config(args, {"model.backbone": args.model, "model.instructions": args.system})
+    chat = _open(config, args)
+    if args.question:
+        return 0 if _print_answer(chat, " ".join(args.question), args.stats) else EXIT_INTERRUPTED
+    for line in _lines():
+        if line in ("/quit", "/exit"):
+            break
+        if line == "/undo":
+            print("Taken back." if chat.undo() else "There is nothing to take back.")
+        elif line == "/new":
+            chat.restart()
+        elif line == "/stats":
+            _print_stats(chat)
+        elif line.startswith("/"):
+            print(f"{line} is not a command; known: /undo, /new, /stats, /quit")
+        elif line:
+            try:
+                _print_answer(chat, line, args.stats)
+            except CapacityError as error:
+                print(f"{error}; /undo or /new makes room", file=sys.stderr)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, value, low, high in (
+        ("--max-tokens", args.max_tokens, 1, 2**20),
+        ("--temperature", args.temperature, 0.0, 2.0),
+        ("--top-p", args.top_p, 1e-6, 1.0),
+    ):
+        if not low <= value <= high:
+            raise InputError(f"{name} is {value}, expected {low:g} to {high:g}")
+
+
+def _open(config: Config, args: argparse.Namespace) -> TextChat:
+    from omni import store, threads
+    from omni.assistant.text_chat import open_chat
+    from omni.cli.serve import show_progress
+    from omni.config import home
+    from omni.engine.engine import SamplingParams
+    from omni.models import load
+
+    root = home(config)
+    path = store.find(config.model.backbone, root, role="backbone")
+    threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
+    model = load(path, home=root, progress=show_progress)
+    params = SamplingParams(
+        temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tokens=args.max_tokens
+    )
+    return open_chat(model, config.engine, instructions=config.model.instructions, params=params)
+
+
+def _lines() -> Iterator[str]:
+    """Lines of the input, with a prompt where a person types them."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            yield line.strip()
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  arrow keys and history of input()
+    while True:
+        try:
+            yield input("> ").strip()
+        except EOFError:
+            print()
+            return
+
+
+def _print_answer(chat: TextChat, question: str, with_stats: bool) -> bool:
+    """Print the answer as it comes; False if it was stopped by Ctrl-C."""
+    answer = chat.ask(question)
+    try:
+        for piece in answer:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" [stopped]")
+        return False
+    finally:
+        answer.close()  # type: ignore[attr-defined]  # a generator: ends the answer
+    print()
+    if chat.stats.end in ("length", "context"):
+        print("[cut: the longest answer is --max-tokens]", file=sys.stderr)
+    if with_stats:
+        _print_stats(chat)
+    return True
+
+
+def _print_stats(chat: TextChat) -> None:
+    stats = chat.stats
+    print(
+        f"[{stats.input_tokens} tokens in, {stats.cached_tokens} of them computed before; "
+        f"{stats.output_tokens} out; first after {1000 * stats.first_token_s:.0f} ms, then "
+        f"{stats.tokens_per_s:.1f} per second]",
+        file=sys.stderr,
+    )
