@@ -23,6 +23,10 @@ KEEP_SHARE = 0.8
 recomputes the sequence). The Realtime API's ``retention_ratio`` default."""
 
 
+ANSWER_RESERVE_TOKENS = 1024
+"""Context kept free for the answer when old messages have to be left out."""
+
+
 @dataclass(slots=True)
 class Generated:
     """Tokens of one response and where each ends in its text."""

@@ -1,0 +1,313 @@
+"""From a question to its answer: which sequence a response gets, how it goes on, how it ends.
+
+Used by :mod:`omni.assistant.assistant` on the engine thread. Knows sessions and the engine; what
+becomes of tokens is :mod:`omni.assistant.response`, what is heard is
+:mod:`omni.assistant.listening`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from omni.assistant.context import ANSWER_RESERVE_TOKENS, sentence_ends
+from omni.assistant.listening import Turn
+from omni.assistant.response import APOLOGY, Response, tool_opening, wrong_language
+from omni.assistant.session import Session, asked_in, turn_ids
+from omni.engine.engine import Engine, Priority, SamplingParams, TokenOutput
+from omni.errors import CapacityError, OmniError
+from omni.models import LoadedModel
+from omni.parts import Parts
+from omni.speech.contract import SpeechDecoder
+from omni.types import (
+    Confirm,
+    Conversation,
+    Done,
+    Failed,
+    Message,
+    Output,
+    Respond,
+    Speculate,
+    Usage,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Answering:
+    """The responses of all sessions.
+
+    ``advance`` is called when a response has let go of its session's sequence.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: LoadedModel,
+        engine: Engine,
+        speech: SpeechDecoder,
+        parts: Parts,
+        emit: Callable[[Output], None],
+        advance: Callable[[Session], None],
+    ) -> None:
+        self._model = model
+        self._engine = engine
+        self._speech = speech
+        self._parts = parts
+        self._emit = emit
+        self._advance = advance
+        self._sentence_ends = sentence_ends(model.tokenizer, model.template)
+        self._by_sequence: dict[int, tuple[Session, Response]] = {}
+
+    def speculate(self, session: Session, command: Speculate) -> None:
+        """Answer a turn as if it had ended now."""
+        turn = session.turns.get(command.turn_id)
+        if turn is None:
+            return
+        message = Message("user", (turn.part(),))
+        conversation = session.conversation
+        response = Response(
+            session.session_id,
+            command.response_id,
+            command.config,
+            conversation=Conversation(
+                instructions=conversation.instructions,
+                tools=conversation.tools,
+                messages=(*conversation.messages, message),
+            ),
+            turn=turn,
+        )
+        session.responses[command.response_id] = response
+        response.waiting_for = {turn.turn_id}
+        turn.hear_to_the_end()
+
+    def confirm(self, session: Session, command: Confirm) -> Turn | None:
+        """A guess was right; returns the turn that has thereby ended."""
+        guess = session.guesses.pop(command.response_id, None)
+        response = guess or session.responses.get(command.response_id)
+        if response is None or (turn := response.turn) is None or not response.is_speculative:
+            return None
+        response.is_speculative = False
+        if response.sequence is not None:
+            old, session.sequence = session.sequence, response.sequence
+            if old is not None:
+                self._engine.free(old)
+            self._engine.set_priority(response.sequence, Priority.SPEAKING)
+        return turn
+
+    def respond(self, session: Session, command: Respond) -> None:
+        """Answer once every turn that the context holds is known."""
+        response = Response(
+            session.session_id,
+            command.response_id,
+            command.config,
+            conversation=command.conversation,
+            out_of_band=command.out_of_band,
+        )
+        session.responses[command.response_id] = response
+        conversation = command.conversation or session.conversation
+        response.waiting_for = {
+            turn_id
+            for message in conversation.messages
+            for turn_id in turn_ids(message)
+            if turn_id in session.turns and not session.turns[turn_id].is_final
+        }
+        self._start_when_ready(session, response)
+
+    def cancel(self, session: Session, response_id: str) -> None:
+        """Stop a response, or forget a guess that has ended by itself."""
+        if response := session.responses.get(response_id):
+            self._end(session, response, "cancelled")
+        if guess := session.guesses.pop(response_id, None):
+            self._drop_guess(guess)
+
+    def heard(self, session: Session, turn: Turn) -> None:
+        """A turn's final text is known: responses that waited for it can go on."""
+        for response in list(session.responses.values()):
+            if turn.turn_id in response.waiting_for:
+                response.waiting_for.discard(turn.turn_id)
+                self._start_when_ready(session, response)
+
+    def close(self, session: Session) -> None:
+        """The session is gone: let go of everything but its own sequence."""
+        for response in list(session.responses.values()):
+            self._release(session, response)
+        for guess in session.guesses.values():
+            self._drop_guess(guess)
+
+    def _start_when_ready(self, session: Session, response: Response) -> None:
+        if response.waiting_for or response.sequence is not None:
+            return  # not yet, or already
+        turn = response.turn
+        if turn is not None and not turn.final_text.strip():
+            self._end(session, response, "completed")  # nobody said anything: nothing to answer
+            return
+        if (language := session.languages.get(asked_in(session, response))) is not None:
+            self._emit_all(response.notice(wrong_language(language), self._speech))
+            self._end(session, response, "completed")
+            return
+        try:
+            if turn is not None and response.is_speculative:
+                self._measure(session, response, turn)
+            self._start(session, response)
+        except OmniError as error:
+            self._fail(session, response, error)
+
+    def _measure(self, session: Session, response: Response, turn: Turn) -> None:
+        """Ask the backbone, in the step that begins the answer, whether the turn is a sentence.
+
+        It knows better than the sound of the voice alone.
+        """
+        assert session.sequence is not None
+        tokens = session.context.render(
+            session.conversation, session.texts, reserve_tokens=ANSWER_RESERVE_TOKENS
+        )
+        tokens += session.context.unfinished(turn.final_text)
+        probe = self._engine.fork(session.sequence, priority=Priority.SPECULATING)
+        response.probe = probe
+        self._by_sequence[probe] = session, response
+        self._engine.sync(probe, tokens)
+        self._engine.measure(probe, self._sentence_ends)
+
+    def _start(self, session: Session, response: Response) -> None:
+        """Give the response a sequence that ends in the assistant's header, and let it decode."""
+        assert session.sequence is not None
+        conversation = response.conversation or session.conversation
+        if response.config.tool_choice == "none" or response.is_without_tools:
+            conversation = replace(conversation, tools=())
+        reserve = min(response.config.max_output_tokens, ANSWER_RESERVE_TOKENS)
+        tokens = session.context.render(conversation, session.texts, reserve_tokens=reserve)
+        tokens += session.context.answer_header(conversation)
+        opening = tool_opening(response.config.tool_choice) if conversation.tools else ""
+        if opening:
+            tokens += self._model.tokenizer.encode(opening)
+        if response.owns_session:
+            priority = Priority.RESPONDING
+        else:
+            priority = Priority.SPECULATING if response.is_speculative else Priority.BACKGROUND
+        sequence = session.sequence
+        if response.sequence is not None:
+            sequence = response.sequence  # a second try
+        elif not response.owns_session:
+            sequence = self._engine.fork(session.sequence, priority=priority)
+        response.sequence = sequence
+        self._by_sequence[sequence] = session, response
+        self._engine.set_priority(sequence, priority)
+        cached = self._engine.sync(sequence, tokens)
+        response.begin(
+            generated=session.context.begin(response.response_id),
+            tokenizer=self._model.tokenizer,
+            speech=self._speech,
+            parts=self._parts,
+            tools=tuple(tool.name for tool in conversation.tools),
+            opening=opening,
+            emit=self._emit,
+            on_spoken=lambda: self._finish_when_spoken(session, response),
+            on_failed=lambda error: self._fail(session, response, error),
+            usage=Usage(input_text_tokens=len(tokens), cached_tokens=cached),
+        )
+        config = response.config
+        self._engine.generate(
+            sequence,
+            SamplingParams(
+                temperature=config.temperature,
+                top_p=config.top_p,
+                seed=config.seed,
+                max_tokens=config.max_output_tokens,
+                stop_ids=self._model.template.stop_ids,
+            ),
+        )
+        if session.is_paused:
+            self._engine.hold(sequence, True)
+            response.pause(True)
+
+    def pause(self, session: Session, is_paused: bool) -> None:
+        """The client reads too slowly: answers stand still, listening goes on."""
+        session.is_paused = is_paused
+        for response in session.responses.values():
+            if response.sequence is not None:
+                self._engine.hold(response.sequence, is_paused)
+            response.pause(is_paused)
+
+    def take(self, token: TokenOutput) -> None:
+        """One output of the engine."""
+        session, response = self._by_sequence.get(token.seq_id, (None, None))
+        if session is None or response is None:
+            return
+        if token.finish_reason == "measured":
+            self._take_measure(response, token.probability)
+            return
+        if token.token_id is not None and token.finish_reason != "stop":
+            response.take(token.token_id)
+        if token.finish_reason is not None:
+            response.finish(token.finish_reason)
+            self._finish_when_spoken(session, response)
+
+    def _take_measure(self, response: Response, probability: float) -> None:
+        self._free_probe(response)
+        if response.turn is not None and response.is_speculative:
+            response.turn.complete(probability)
+
+    def _free_probe(self, response: Response) -> None:
+        if response.probe is not None:
+            self._by_sequence.pop(response.probe)
+            self._engine.free(response.probe)
+            response.probe = None
+
+    def _finish_when_spoken(self, session: Session, response: Response) -> None:
+        if response.is_complete and response.response_id in session.responses:
+            if response.has_refused_call and not response.is_without_tools:
+                response.is_without_tools = True  # it called what does not exist: let it speak
+                self._start(session, response)
+            elif response.is_empty:
+                self._fail(session, response, OmniError("the model gave no answer"))
+            else:
+                self._end(session, response, response.done_reason)
+
+    def _end(self, session: Session, response: Response, reason: str) -> None:
+        self._release(session, response)
+        assert reason in ("completed", "max_output_tokens", "cancelled")
+        self._emit(
+            Done(session.session_id, response.response_id, reason, response.total_usage())  # type: ignore[arg-type]
+        )
+        self._advance(session)
+
+    def _emit_all(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            self._emit(output)
+
+    def _fail(self, session: Session, response: Response, error: BaseException) -> None:
+        """End a response that cannot go on; the user is told aloud, never left in silence."""
+        if response.response_id not in session.responses:
+            return
+        logger.error("response %s failed: %s", response.response_id, error)
+        self._release(session, response)
+        self._emit_all(response.notice(APOLOGY, self._speech))
+        code = "rate_limit_exceeded" if isinstance(error, CapacityError) else "server_error"
+        self._emit(Failed(session.session_id, response.response_id, code, str(error)))
+        self._advance(session)
+
+    def _release(self, session: Session, response: Response) -> None:
+        """Let go of everything the response holds, except the session's own sequence.
+
+        A speculation that ended by itself keeps its sequence until it is confirmed or cancelled.
+        """
+        session.responses.pop(response.response_id, None)
+        response.drop()
+        self._free_probe(response)
+        if response.sequence is not None:
+            self._by_sequence.pop(response.sequence, None)
+            self._engine.hold(response.sequence, False)
+            self._engine.cancel(response.sequence)
+        if response.is_speculative:
+            session.guesses[response.response_id] = response
+        elif response.sequence not in (None, session.sequence):
+            self._engine.free(response.sequence)
+
+    def _drop_guess(self, guess: Response) -> None:
+        """The user went on: the speculation leaves no trace."""
+        if guess.sequence is not None:
+            self._engine.free(guess.sequence)
+        if guess.turn is not None:
+            guess.turn.resume()
