@@ -226,10 +226,10 @@ class DecoderStack:
         return self._head(self._final_norm(x))  # [R, vocab]
 
     @torch.inference_mode()
-    def replay(self, state: StateView, slot: int, num_rows: int) -> None:
+    def replay(self, state: StateView, slot: int, rows: slice) -> None:
         """Advance a slot by its journal; see :meth:`omni.models.batch.Backbone.replay`."""
         for mixer in self._recurrent:
-            mixer.replay(state, slot, num_rows)
+            mixer.replay(state, slot, rows)
 
     def _embedded(self, batch: Batch) -> torch.Tensor:
         if batch.embeddings is None:

@@ -98,13 +98,13 @@ class Backbone(Protocol):
         """
         ...
 
-    def replay(self, state: StateView, slot: int, num_rows: int) -> None:
-        """Advance the recurrent state of ``slot`` by the first ``num_rows`` rows of its journal.
+    def replay(self, state: StateView, slot: int, rows: slice) -> None:
+        """Advance the recurrent state of ``slot`` by ``rows`` (start and stop) of its journal.
 
         In every recurrent layer, to the same bits as having computed those tokens; the state must
         be that from before the first row. Keys, values and the journal stay as they are.
 
         Raises:
-            ValueError: there is no journal, or it has fewer rows.
+            ValueError: there is no journal, or it has no such rows.
         """
         ...

@@ -87,19 +87,19 @@ class GatedDeltaMixer:
         )  # [N, HV V]
         return self._out(mixed)
 
-    def replay(self, state: StateView, slot: int, num_rows: int) -> None:
-        """Advance ``slot`` by the first ``num_rows`` rows of its journal.
+    def replay(self, state: StateView, slot: int, rows: slice) -> None:
+        """Advance ``slot`` by ``rows`` of its journal.
 
         Raises:
-            ValueError: there is no journal, or it has fewer rows.
+            ValueError: there is no journal, or it has no such rows.
         """
         assert state.recurrent is not None, "a recurrent layer needs slots"
         assert state.conv is not None, "a Gated DeltaNet layer needs windows"
-        if state.journal is None or not 0 <= num_rows <= state.journal.shape[2]:
-            raise ValueError(f"the journal does not have {num_rows} rows")
+        if state.journal is None or not 0 <= rows.start <= rows.stop <= state.journal.shape[2]:
+            raise ValueError(f"the journal has no rows {rows.start} to {rows.stop}")
         replay(
             self._op,
-            state.journal[slot, self._row, :num_rows],
+            state.journal[slot, self._row, rows],
             recurrent=state.recurrent[slot, self._row],
             conv=state.conv[slot, self._row],
         )
