@@ -71,7 +71,7 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
         (c_void_p, c_int64, *(c_void_p,) * 7, *(c_int64,) * 5, c_float),
     ),
     # layer, x, x_stride, recurrent, its stride, conv, its stride, journal, its two strides,
-    # slots, cu_seqlens, journal_starts, sequences, out
+    # slots, journal_starts, cu_seqlens, sequences, out
     "omni_gated_delta": (
         c_int,
         (

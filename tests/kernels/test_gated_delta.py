@@ -37,9 +37,8 @@ class State:
     """The slots of three layers, of which the middle one is used; everything else stays NaN."""
 
     def __init__(self, op: GatedDelta, slots: int = 5, seed: int = 10) -> None:
-        heads, v, k = op.num_value_heads, op.value_dim, op.key_dim
-        self.all_recurrent = torch.full((slots, 3, heads, v, k), torch.nan)
-        self.all_conv = torch.full((slots, 3, op.conv_width - 1, op.channels), torch.nan)
+        self.all_recurrent = torch.full((slots, 3, *op.recurrent_shape), torch.nan)
+        self.all_conv = torch.full((slots, 3, *op.conv_shape), torch.nan)
         self.all_journal = torch.full((slots, 3, JOURNAL, op.journal_width), torch.nan)
         self.recurrent = self.all_recurrent[:, 1]
         self.conv = self.all_conv[:, 1]

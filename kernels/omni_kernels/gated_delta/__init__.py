@@ -11,10 +11,8 @@ of the convolution, W its width (see ``op.py``).
 
 from __future__ import annotations
 
-import ctypes
 from array import array
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 
@@ -60,29 +58,40 @@ def gated_delta_net(
     Raises:
         ValueError: a shape, type, slot, offset or journal row does not fit; nothing has changed.
     """
-    _check(x, op, recurrent, conv, slots, cu_seqlens)
-    starts = _check_journal(op, journal, journal_starts, recurrent.shape[0], slots, cu_seqlens)
+    num_tokens = _check_rows("x", x, op.input_width)
+    num_slots = len(recurrent)
+    strides = (op.value_dim * op.key_dim, op.key_dim, 1)
+    slot_stride = _check_slots("recurrent", recurrent, num_slots, op.recurrent_shape, strides)
+    window_stride = _check_slots("conv", conv, num_slots, op.conv_shape, (op.channels, 1))
+    if journal is None:
+        capacity, apart, row_stride = 0, 0, 0
+    else:
+        capacity, apart, row_stride = _check_journal(journal, num_slots, op.journal_width)
+    starts = (-1,) * len(slots) if journal_starts is None else journal_starts
+    _check_sequences(num_tokens, num_slots, slots, cu_seqlens, starts, capacity)
     kernels = library.cpu()
     if kernels is None:
         return reference.gated_delta_net(x, op, recurrent, conv, slots, cu_seqlens, journal, starts)
-    out = torch.empty(len(x), op.output_width)
-    offsets, where = array("q", cu_seqlens), array("q", slots)
-    first_rows = None if starts is None else array("q", starts)
+    out = torch.empty(num_tokens, op.output_width)
+    numbers = array("q", slots)
+    numbers.extend(starts)
+    numbers.extend(cu_seqlens)
+    sequences, first = len(slots), numbers.buffer_info()[0]
     kernels.omni_gated_delta(
-        ctypes.byref(op.layer),
+        op.layer_pointer,
         x.data_ptr(),
         x.stride(0),
         recurrent.data_ptr(),
-        recurrent.stride(0),
+        slot_stride,
         conv.data_ptr(),
-        conv.stride(0),
-        None if journal is None or first_rows is None else journal.data_ptr(),
-        0 if journal is None else journal.stride(0),
-        0 if journal is None else journal.stride(1),
-        where.buffer_info()[0],
-        offsets.buffer_info()[0],
-        None if first_rows is None else first_rows.buffer_info()[0],
-        len(slots),
+        window_stride,
+        None if journal is None else journal.data_ptr(),
+        apart,
+        row_stride,
+        first,
+        first + 8 * sequences,
+        first + 16 * sequences,
+        sequences,
         out.data_ptr(),
     )
     return out
@@ -102,17 +111,17 @@ def replay(
     Raises:
         ValueError: a shape or type does not fit.
     """
-    _check_rows("rows", rows, op.journal_width)
-    require("recurrent", recurrent, (op.num_value_heads, op.value_dim, op.key_dim))
-    require("conv", conv, (op.conv_width - 1, op.channels))
+    num_tokens = _check_rows("rows", rows, op.journal_width)
+    require("recurrent", recurrent, op.recurrent_shape)
+    require("conv", conv, op.conv_shape)
     kernels = library.cpu()
     if kernels is None:
         reference.replay(op, rows, recurrent, conv)
         return
-    numbers = array("q", (0, 0, len(rows)))  # slot 0, offsets 0 and T
-    slots = numbers.buffer_info()[0]
+    numbers = array("q", (0, -1, 0, num_tokens))  # slot, journal row, offsets
+    first = numbers.buffer_info()[0]
     kernels.omni_gated_delta(
-        ctypes.byref(op.layer),
+        op.layer_pointer,
         rows.data_ptr(),
         rows.stride(0),
         recurrent.data_ptr(),
@@ -122,86 +131,90 @@ def replay(
         None,
         0,
         0,
-        slots,
-        slots + numbers.itemsize,
-        None,
+        first,
+        first + 8,
+        first + 16,
         1,
         None,
     )
 
 
-def _check(
-    x: torch.Tensor,
-    op: GatedDelta,
-    recurrent: torch.Tensor,
-    conv: torch.Tensor,
-    slots: Sequence[int],
-    cu_seqlens: Sequence[int],
-) -> None:
-    """Refuse what would read or write another session's memory, or nobody's."""
-    _check_rows("x", x, op.input_width)
-    num_slots = recurrent.shape[0]
-    _check_slots("recurrent", recurrent, (num_slots, *_state_shape(op)))
-    _check_slots("conv", conv, (num_slots, op.conv_width - 1, op.channels))
-    if len(cu_seqlens) != len(slots) + 1:
-        raise ValueError(f"{len(slots)} slots, but {len(cu_seqlens)} offsets")
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != len(x):
-        raise ValueError(f"cu_seqlens must run from 0 to {len(x)}, got {tuple(cu_seqlens)}")
-    if any(last < first for first, last in pairwise(cu_seqlens)):
-        raise ValueError(f"cu_seqlens must not fall, got {tuple(cu_seqlens)}")
-    if slots and not 0 <= min(slots) <= max(slots) < num_slots:
-        raise ValueError(f"slots run from {min(slots)} to {max(slots)}; there are {num_slots}")
-    if len(set(slots)) != len(slots):
-        raise ValueError(f"two sequences share a slot: {tuple(slots)}")
+# A call of one token computes for 20 us, so what stands before every raw pointer is lean: one look
+# at each property, and no views.
 
 
-def _check_journal(
-    op: GatedDelta,
-    journal: torch.Tensor | None,
-    starts: Sequence[int] | None,
+def _check_rows(name: str, rows: torch.Tensor, width: int) -> int:
+    """Return the number of rows."""
+    shape, num_rows = rows.shape, len(rows)
+    if shape != (num_rows, width) or rows.dtype != torch.float32:
+        raise ValueError(f"{name}: expected float32 [N, {width}], got {rows.dtype} {list(shape)}")
+    if (num_rows and rows.stride(1) != 1) or not rows.is_cpu:
+        raise ValueError(f"{name}: expected dense rows in CPU memory")
+    return num_rows
+
+
+def _check_slots(
+    name: str,
+    states: torch.Tensor,
     num_slots: int,
-    slots: Sequence[int],
-    cu_seqlens: Sequence[int],
-) -> Sequence[int] | None:
-    """Return the starts, or None when nothing is to be stored."""
-    if journal is None or starts is None:
-        if starts is not None and any(start >= 0 for start in starts):
-            raise ValueError("journal_starts without a journal")
-        return None
-    capacity = journal.shape[1]
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> int:
+    """Return how far apart the slots lie."""
+    if states.shape != (num_slots, *shape) or states.dtype != torch.float32:
+        raise ValueError(
+            f"{name}: expected float32 {[num_slots, *shape]}, got {states.dtype} "
+            f"{list(states.shape)}"
+        )
+    apart, *inside = states.stride()
+    # A dimension of one may have any stride: let torch judge what is not plainly dense.
+    if (tuple(inside) != strides and not states[:1].is_contiguous()) or not states.is_cpu:
+        raise ValueError(f"{name}: expected slots, each contiguous, in CPU memory")
+    return apart
+
+
+def _check_journal(journal: torch.Tensor, num_slots: int, width: int) -> tuple[int, int, int]:
+    """Return the rows of a slot, how far apart slots lie, and how far rows."""
+    shape, strides = journal.shape, journal.stride()
     if (
-        journal.shape != (num_slots, capacity, op.journal_width)
+        len(shape) != 3
+        or (shape[0], shape[2]) != (num_slots, width)
         or journal.dtype != torch.float32
-        or journal.stride(2) != 1
+        or strides[2] != 1
         or not journal.is_cpu
     ):
         raise ValueError(
-            f"journal: expected float32 [{num_slots}, capacity, {op.journal_width}] with dense "
-            f"rows in CPU memory, got {list(journal.shape)}"
+            f"journal: expected float32 [{num_slots}, capacity, {width}] with dense rows in CPU "
+            f"memory, got {journal.dtype} {list(shape)}"
         )
-    if len(starts) != len(slots):
-        raise ValueError(f"{len(slots)} sequences, but {len(starts)} journal_starts")
-    for b, start in enumerate(starts):
-        end = start + cu_seqlens[b + 1] - cu_seqlens[b]
-        if start < -1 or (start >= 0 and end > capacity):
-            raise ValueError(f"sequence {b}: journal rows {start} to {end} of {capacity}")
-    return starts
+    return shape[1], strides[0], strides[1]
 
 
-def _state_shape(op: GatedDelta) -> tuple[int, int, int]:
-    return op.num_value_heads, op.value_dim, op.key_dim
-
-
-def _check_rows(name: str, rows: torch.Tensor, width: int) -> None:
-    if rows.ndim != 2 or rows.shape[1] != width or rows.dtype != torch.float32:
-        raise ValueError(f"{name}: expected float32 [N, {width}], got {list(rows.shape)}")
-    if (len(rows) and rows.stride(1) != 1) or not rows.is_cpu:
-        raise ValueError(f"{name}: expected dense rows in CPU memory")
-
-
-def _check_slots(name: str, states: torch.Tensor, shape: tuple[int, ...]) -> None:
-    """Check a view of all slots by the first one; an empty view has none to misread."""
-    if states.shape != shape:
-        raise ValueError(f"{name}: expected float32 {list(shape)}, got {list(states.shape)}")
-    if len(states):
-        require(f"{name}[0]", states[0], shape[1:])
+def _check_sequences(
+    num_tokens: int,
+    num_slots: int,
+    slots: Sequence[int],
+    cu_seqlens: Sequence[int],
+    starts: Sequence[int],
+    capacity: int,
+) -> None:
+    """Refuse what would read or write another session's memory, or nobody's."""
+    sequences = len(slots)
+    if len(cu_seqlens) != sequences + 1 or len(starts) != sequences:
+        raise ValueError(
+            f"{sequences} slots, but {len(cu_seqlens)} offsets and {len(starts)} journal starts"
+        )
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != num_tokens:
+        raise ValueError(f"cu_seqlens must run from 0 to {num_tokens}, got {tuple(cu_seqlens)}")
+    for b, (slot, start) in enumerate(zip(slots, starts, strict=True)):
+        tokens = cu_seqlens[b + 1] - cu_seqlens[b]
+        if tokens < 0:
+            raise ValueError(f"cu_seqlens must not fall, got {tuple(cu_seqlens)}")
+        if not 0 <= slot < num_slots:
+            raise ValueError(f"sequence {b}: slot {slot} is not in 0 .. {num_slots - 1}")
+        if start != -1 and not 0 <= start <= capacity - tokens:
+            raise ValueError(
+                f"sequence {b}: {tokens} tokens from journal row {start} do not fit its {capacity}"
+            )
+    if sequences > 1 and len(set(slots)) != sequences:
+        raise ValueError(f"two sequences share a slot: {tuple(slots)}")

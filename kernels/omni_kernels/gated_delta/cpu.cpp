@@ -44,7 +44,7 @@ extern "C" int omni_gated_delta(const omni::DeltaLayer* layer, const float* x, i
                                 float* recurrent, int64_t recurrent_stride, float* conv,
                                 int64_t conv_stride, float* journal, int64_t journal_slot_stride,
                                 int64_t journal_stride, const int64_t* slots,
-                                const int64_t* cu_seqlens, const int64_t* journal_starts,
+                                const int64_t* journal_starts, const int64_t* cu_seqlens,
                                 int64_t sequences, float* out) {
   using namespace omni;
   const DeltaPath* use = path(layer->key_dim, layer->value_dim);

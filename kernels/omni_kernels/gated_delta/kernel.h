@@ -89,13 +89,16 @@ OMNI_FN static void gates(const DeltaLayer& layer, const DeltaRun& run, int64_t 
 }
 
 // d = beta (v - e^g S k), o = e^g S q + d (k . q), S <- e^g S + d k^T for kDeltaRows rows of S.
-OMNI_INLINE void step(float* state, int64_t dim, const float* q, const float* k, float kq,
+// Meanwhile fetches as many rows from `fetch` on.
+template <bool FETCH>
+OMNI_INLINE void step(float* state, const float* fetch, int64_t dim, const float* q, const float* k, float kq,
                       float beta, float decay, const float* v, float* o) {
   V sk[kDeltaRows], sq[kDeltaRows];
   for (int r = 0; r < kDeltaRows; ++r) sk[r] = sq[r] = set1(0.0f);
   for (int64_t i = 0; i < dim; i += kWidth) {
     const V key = load(k + i), query = load(q + i);
     for (int r = 0; r < kDeltaRows; ++r) {
+      if (FETCH) __builtin_prefetch(fetch + r * dim + i);
       const V s = load(state + r * dim + i);
       sk[r] = fma(s, key, sk[r]);
       sq[r] = fma(s, query, sq[r]);
@@ -120,12 +123,25 @@ template <int64_t DIM>
 OMNI_FN static void advance(const DeltaLayer& layer, int64_t tokens, float* state,
                             DeltaBuffers& buffers) {
   const int64_t dim = DIM ? DIM : layer.key_dim, rows = layer.value_dim;
+  // The first token meets a cold state: it fetches two steps ahead, but nothing of the next head,
+  // which another thread may be writing.
+  constexpr int64_t kAhead = 2 * kDeltaRows;
   for (int64_t block = 0; block < rows; block += kDeltaBlock) {
     const int64_t end = rows < block + kDeltaBlock ? rows : block + kDeltaBlock;
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t r = block; r < end; r += kDeltaRows)
-        step(state + r * dim, dim, buffers.q + t * dim, buffers.k + t * dim, buffers.kq[t],
-             buffers.beta[t], buffers.decay[t], buffers.v + t * rows + r, buffers.o + t * rows + r);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float* q = buffers.q + t * dim;
+      const float* k = buffers.k + t * dim;
+      const float* v = buffers.v + t * rows;
+      float* o = buffers.o + t * rows;
+      const float kq = buffers.kq[t], beta = buffers.beta[t], decay = buffers.decay[t];
+      for (int64_t r = block; r < end; r += kDeltaRows) {
+        float* at = state + r * dim;
+        if (t == 0 && r + kAhead < rows)
+          step<true>(at, at + kAhead * dim, dim, q, k, kq, beta, decay, v + r, o + r);
+        else
+          step<false>(at, nullptr, dim, q, k, kq, beta, decay, v + r, o + r);
+      }
+    }
   }
 }
 

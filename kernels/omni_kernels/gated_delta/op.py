@@ -61,8 +61,14 @@ class GatedDelta:
     """C + 2 HV + HV V: qkv | b | a | z."""
     output_width: int = field(init=False)
     """HV V."""
+    recurrent_shape: tuple[int, int, int] = field(init=False)
+    """(HV, V, K): the state of one slot."""
+    conv_shape: tuple[int, int] = field(init=False)
+    """(W - 1, C): the window of one slot."""
     layer: Layer = field(init=False, repr=False, compare=False)
     """The same for the C++ library; its pointers live as long as this object."""
+    layer_pointer: int = field(init=False, repr=False, compare=False)
+    """Address of ``layer``."""
 
     def __post_init__(self) -> None:
         heads, value_heads = self.num_key_heads, self.num_value_heads
@@ -90,13 +96,12 @@ class GatedDelta:
             ("journal_width", channels + 2 * value_heads),
             ("input_width", channels + 2 * value_heads + output),
             ("output_width", output),
+            ("recurrent_shape", (value_heads, self.value_dim, self.key_dim)),
+            ("conv_shape", (width - 1, channels)),
         ):
             object.__setattr__(self, name, value)
         pointers = (t.data_ptr() for t in (self.taps, self.rate, self.dt_bias, self.norm))
         shape = (heads, value_heads, self.key_dim, self.value_dim, width)
-        object.__setattr__(self, "layer", Layer(*shape, *pointers, self.eps))
-
-    @property
-    def conv_width(self) -> int:
-        """W."""
-        return self.taps.shape[0]
+        layer = Layer(*shape, *pointers, self.eps)
+        object.__setattr__(self, "layer", layer)
+        object.__setattr__(self, "layer_pointer", ctypes.addressof(layer))
