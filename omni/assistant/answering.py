@@ -148,11 +148,16 @@ class Answering:
             self._end(session, response, "completed")
             return
         try:
-            if turn is not None and response.is_speculative:
-                self._measure(session, response, turn)
             self._start(session, response)
         except OmniError as error:
             self._fail(session, response, error)
+            return
+        if turn is not None and response.is_speculative:
+            try:
+                self._measure(session, response, turn)
+            except CapacityError as error:  # the turn is judged by its sound alone
+                self._free_probe(response)
+                logger.info("session %s measures no turn: %s", session.session_id, error)
 
     def _measure(self, session: Session, response: Response, turn: Turn) -> None:
         """Ask the backbone, in the step that begins the answer, whether the turn is a sentence.

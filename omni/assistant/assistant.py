@@ -169,7 +169,9 @@ class Assistant:
         session = Session(command.session_id, command.conversation, context)
         self._sessions[command.session_id] = session
         try:
-            session.sequence = self._engine.add(priority=Priority.LISTENING)
+            session.sequence = self._engine.add(
+                priority=Priority.LISTENING, owner=session.session_id
+            )
             self._advance(session)
         except CapacityError as error:
             self._fail_session(session, "rate_limit_exceeded", str(error))

@@ -36,7 +36,7 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
     end_of_turn = store.find(config.model.end_of_turn, root, role="end of turn")
     sizes = threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
     model = load(backbone, home=root, progress=progress)
-    engine = Engine(model.backbone, config.engine)
+    engine = Engine(model.backbone, config.engine, max_owners=config.server.max_sessions)
     recogniser = Recogniser(recogniser_folder, threads=sizes.parts)
     hearing = Hearing(
         recogniser=StreamingRecogniser(recogniser, VoiceActivity()),

@@ -15,7 +15,7 @@ from scipy.signal import resample_poly
 
 from omni.assistant import Assistant
 from omni.assistant.embedded import build
-from omni.config import Config, EngineConfig, home
+from omni.config import Config, EngineConfig, ServerConfig, home
 from omni.errors import OmniError
 from omni.parts import InlineParts
 from omni.speech.contract import SpeechStream
@@ -366,7 +366,7 @@ def test_a_voice_that_fails_ends_one_response_with_a_word(
 
 
 def test_a_session_beyond_the_limit_is_refused_by_name(assistant: Assistant) -> None:
-    limit = assistant.stats().max_sequences
+    limit = Config().server.max_sessions
     for number in range(limit):
         assistant.submit(Open(f"s{number}", Conversation()))
     assistant.submit(Open("late", Conversation()))
@@ -377,7 +377,8 @@ def test_a_session_beyond_the_limit_is_refused_by_name(assistant: Assistant) -> 
 
 def test_a_session_without_room_does_not_disturb_the_others() -> None:
     engine = EngineConfig(max_sequences=8, num_pages=40, page_tokens=16, max_context_tokens=2048)
-    small = build(Config(engine=engine), InlineParts())
+    server = ServerConfig(max_sessions=2)
+    small = build(Config(engine=engine, server=server), InlineParts())
     long = "river mountain " * 600
     small.submit(Open("greedy", Conversation()))
     small.submit(Open("modest", Conversation()))

@@ -130,13 +130,13 @@ def voice() -> SpeechDecoder:
 
 @contextmanager
 def tiny_assistant(
-    script: Script | None = None, config: EngineConfig | None = None
+    script: Script | None = None, config: EngineConfig | None = None, *, max_sessions: int = 4
 ) -> Iterator[Assistant]:
     """An assistant whose books must balance, and be empty, at the end."""
     config = config or EngineConfig(num_pages=1024, max_context_tokens=MAX_POSITIONS)
     assistant = Assistant(
         model=model(),
-        engine=Engine(model().backbone, config),
+        engine=Engine(model().backbone, config, max_owners=max_sessions),
         hearing=Hearing(StreamingRecogniser(script or Script(), Loudness()), EvenOdds()),
         speech=voice(),
         parts=InlineParts(),
