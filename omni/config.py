@@ -44,6 +44,7 @@ class EngineConfig:
     page_tokens: int = 16  # tokens per KV page
     num_pages: int = 4608  # KV pages shared by all sequences: 8 full contexts and some forks
     max_context_tokens: int = 8192  # longest sequence; the family's own limit may be lower
+    journal_tokens: int = 64  # recurrent layers: rollback by replay this far, then a checkpoint
     step_tokens: int = 128  # token budget of one step: bounds how long a step can take
 
 
@@ -97,6 +98,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "engine.page_tokens": (1, math.inf),
     "engine.num_pages": (1, math.inf),
     "engine.max_context_tokens": (1, math.inf),
+    "engine.journal_tokens": (1, math.inf),
     "engine.step_tokens": (1, math.inf),
     "turns.threshold": (0, 1),
     "turns.prefix_padding_ms": (0, math.inf),

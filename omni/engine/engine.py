@@ -58,7 +58,7 @@ class Engine:
 
     Pages and sequences are divided between up to ``max_owners`` owners of sequences (see
     :mod:`omni.engine.shares`). Prefixes are shared between sequences unless ``share_prefixes`` is
-    False or the backbone has recurrent layers (whose state is not kept per page).
+    False; with recurrent layers, those that :meth:`keep` was asked for.
     """
 
     def __init__(
@@ -82,10 +82,12 @@ class Engine:
             num_pages=config.num_pages,
             page_tokens=config.page_tokens,
             num_slots=config.max_sequences,
+            journal_tokens=config.journal_tokens,
+            replay=backbone.replay,
         )
-        self._shares_prefixes = share_prefixes and not self._cache.is_recurrent
+        self._shares_prefixes = share_prefixes
         self._vocab_size = backbone.vocab_size
-        self._runner = Runner(backbone, self._cache.view)
+        self._runner = Runner(backbone, self._cache)
         self._sequences: dict[int, Sequence] = {}
         self._snapshots: set[Snapshot] = set()
         self._ended: list[TokenOutput] = []  # ends that came between two steps
@@ -122,7 +124,7 @@ class Engine:
             self._ended = outputs
             if self._cache.is_recurrent:  # keys and values past num_computed do not count anyway
                 for chunk in chunks:
-                    chunk.sequence.reload(self._cache)
+                    chunk.sequence.load(self._cache)
             raise
 
     def _advance(self, chunks: list[Chunk]) -> None:
@@ -134,7 +136,7 @@ class Engine:
             if not chunk.sequence.num_pending:
                 chunk.sequence.waiting_since = self._num_steps
             if self._shares_prefixes:
-                chunk.sequence.state.register_prefix(self._cache)
+                chunk.sequence.offer_prefix(self._cache)
 
     def _sample(self, sequences: list[Sequence], logits: torch.Tensor) -> list[TokenOutput]:
         rows = []
@@ -220,12 +222,14 @@ class Engine:
             self._check_room(state, 0)
             if self._shares_prefixes and not state.pages:
                 state.adopt_prefix(self._cache)
+                sequence.load(self._cache)
             self._cache.fit(state.pages, state.num_computed, state.num_known, state.account)
         except CapacityError:
             del state.token_ids[num_known:], state.spans[num_spans:]
             if not num_known:
                 self._cache.release(state.pages, state.account)
                 sequence.state = State(account=state.account)
+                sequence.load(self._cache)
             raise
         if not num_known:
             sequence.num_cached += state.num_computed
@@ -235,8 +239,7 @@ class Engine:
         """Begin a sequence with the first ``num_tokens`` (None: all) tokens of another.
 
         Computed pages are shared, the last partial one is copied; the parent is not changed; the
-        child has the same owner and does not generate. With recurrent layers a child cut short
-        replays from the nearest checkpoint.
+        child has the same owner and does not generate.
 
         Raises:
             CapacityError: no sequence or page is left.
@@ -244,14 +247,15 @@ class Engine:
         """
         parent = self._get(seq_id)
         self._check_length(parent.state, num_tokens)
-        parent.checkpoint(self._cache)
         child = self._new_sequence(priority, State(account=parent.state.account))
         try:
-            child.state = parent.state.copy(self._cache, num_tokens)
+            child.state = parent.state.copy(
+                self._cache, num_tokens, journal_start=parent.journal_start
+            )
         except CapacityError:
             self.free(child.seq_id)
             raise
-        child.load(self._cache)
+        parent.branch(self._cache, child)
         child.num_cached = child.state.num_computed
         return child.seq_id
 
@@ -302,6 +306,7 @@ class Engine:
         if state.num_computed == state.num_known:  # as after a stop token: logits are not kept
             sequence.rewind(self._cache, state.num_known - 1)
         sequence.generation = Generation(params)
+        sequence.answer_start = state.num_known
 
     def cancel(self, seq_id: int) -> None:
         """Stop generating at once; the tokens given out stay. The next step reports the end.
@@ -318,8 +323,8 @@ class Engine:
     def truncate(self, seq_id: int, num_tokens: int) -> None:
         """Forget all tokens after the first ``num_tokens``; cancels a generation.
 
-        With recurrent layers the state goes back to the nearest checkpoint and the tokens since
-        then are computed again by the next steps.
+        With recurrent layers the state goes back by its journal; before that, to the nearest
+        checkpoint, and the tokens since then are computed again by the next steps.
 
         Raises:
             CapacityError: a page shared with another sequence must be copied and none is left.
@@ -395,6 +400,15 @@ class Engine:
         self._shares.settle(account)
         self._snapshots.discard(snapshot)
         snapshot.forget()
+
+    def keep(self, seq_id: int, num_tokens: int) -> None:
+        """Keep the recurrent state after ``num_tokens`` tokens, rounded down to whole pages.
+
+        For sequences that will begin alike. Without recurrent layers every page serves already.
+        """
+        if self._cache.is_recurrent:
+            page_tokens = self._cache.page_tokens
+            self._get(seq_id).mark = num_tokens // page_tokens * page_tokens
 
     # --- Looking -----------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from omni.engine.sequence import Sequence
 from omni.engine.shares import Shares
-from omni.engine.state import MAX_CHECKPOINTS, State
+from omni.engine.state import MAX_ANSWER_CHECKPOINTS, MAX_CHECKPOINTS, State
 from omni.engine.state_cache import StateCache
 
 
@@ -42,8 +42,10 @@ def _check_sequence(name: str, sequence: Sequence, page_tokens: int, held: Count
     assert len(state.digests) <= state.num_computed // page_tokens, f"{name} names unknown pages"
     points = [c.num_tokens for c in state.checkpoints]
     assert points == sorted(set(points)), f"{name} has checkpoints out of order"
-    assert len(points) <= MAX_CHECKPOINTS, f"{name} keeps {len(points)} checkpoints"
-    assert not points or points[-1] <= state.num_computed, f"{name} has a late checkpoint"
+    limit = MAX_CHECKPOINTS + MAX_ANSWER_CHECKPOINTS
+    assert len(points) <= limit, f"{name} keeps {len(points)} checkpoints"
+    assert (points or [0])[-1] == sequence.journal_start, f"{name} has a journal of its own"
+    assert sequence.journal_start <= state.num_computed, f"{name} has a late checkpoint"
     starts = [i for span in state.spans for i in range(span.start, span.end)]
     assert starts == [i for i, t in enumerate(state.token_ids) if t < 0], f"{name} spans"
 

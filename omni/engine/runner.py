@@ -13,31 +13,33 @@ import torch
 from omni.engine.scheduler import Chunk
 from omni.engine.sequence import Sequence
 from omni.engine.state import State
-from omni.models.batch import Backbone, Batch, StateView
+from omni.engine.state_cache import StateCache
+from omni.models.batch import Backbone, Batch
 
 
 class Runner:
-    """Runs ``backbone`` on ``view``, in the caller's thread."""
+    """Runs ``backbone`` on the state in ``cache``, in the caller's thread."""
 
-    def __init__(self, backbone: Backbone, view: StateView) -> None:
+    def __init__(self, backbone: Backbone, cache: StateCache) -> None:
         self._backbone = backbone
-        self._view = view
+        self._cache = cache
 
     def run(self, chunks: Seq[Chunk]) -> torch.Tensor:
-        """Compute ``chunks`` into the state; their sequences are not changed.
+        """Compute ``chunks`` into the state; their sequences only make room in their journals.
 
         Returns logits [R, vocab_size] fp32, one row for each sampled chunk in order.
         """
         with torch.inference_mode():
-            return self._backbone.forward(self._batch(chunks), self._view)
+            return self._backbone.forward(self._batch(chunks), self._cache.view)
 
     def _batch(self, chunks: Seq[Chunk]) -> Batch:
         token_ids: list[int] = []
         cu_seqlens = [0]
         num_computed = []
+        journal_starts = []
         page_table = []
         logits_rows = []
-        page_tokens = self._view.page_tokens
+        page_tokens = self._cache.page_tokens
         has_spans = False
         for chunk in chunks:
             state = chunk.sequence.state
@@ -46,6 +48,7 @@ class Runner:
             token_ids += state.token_ids[start:end]
             cu_seqlens.append(len(token_ids))
             num_computed.append(start)
+            journal_starts.append(chunk.sequence.journal_row(self._cache, chunk.num_tokens))
             page_table.append(tuple(state.pages[: -(-end // page_tokens)]))
             has_spans = has_spans or bool(state.spans)
             if chunk.is_sampled:
@@ -59,6 +62,7 @@ class Runner:
             slots=tuple(chunk.sequence.slot for chunk in chunks),
             logits_rows=torch.tensor(logits_rows, dtype=torch.int64),
             embeddings=_embeddings(chunks) if has_spans else None,
+            journal_starts=tuple(journal_starts) if self._cache.is_recurrent else None,
         )
 
 

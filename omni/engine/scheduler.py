@@ -44,7 +44,7 @@ def schedule(sequences: Iterable[Sequence], step_tokens: int) -> list[Chunk]:
             generating = None
         if budget == 0:
             break
-        num_tokens = min(gap, budget)
+        num_tokens = min(gap, budget, sequence.num_to_mark or gap)
         budget -= num_tokens
         is_sampled = sequence.generation is not None and num_tokens == gap
         chunks.append(Chunk(sequence, num_tokens, is_sampled))

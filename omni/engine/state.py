@@ -26,7 +26,10 @@ EMBEDDING_ID = -1
 """Stands for a token whose place an embedding takes."""
 
 MAX_CHECKPOINTS = 4
-"""Checkpoints per sequence; past it the history is thinned, the sparser the longer ago."""
+"""Checkpoints of a sequence's history; past it they are thinned, the sparser the longer ago."""
+
+MAX_ANSWER_CHECKPOINTS = 16
+"""Checkpoints of the answer under way, any token of which may turn out to be the last one heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +103,18 @@ class State:
         self.spans.append(PlacedSpan(start, embeddings, positions, shift))
         self.token_ids.extend([EMBEDDING_ID] * len(embeddings))
 
-    def resume_point(self, num_computed: int, cache: StateCache) -> int:
-        """The last point up to ``num_computed`` whose state is kept.
+    def resume_point(
+        self, num_computed: int, cache: StateCache, journal_start: int | None = None
+    ) -> int:
+        """The last point up to ``num_computed`` whose state can be had without computing.
 
-        Keys and values are kept for every token, recurrent state at checkpoints only.
+        Keys and values are kept for every token, recurrent state at checkpoints and, by replay,
+        from ``journal_start`` on.
         """
         if not cache.is_recurrent:
             return min(num_computed, self.num_computed)
+        if journal_start is not None and num_computed >= journal_start:
+            return num_computed
         return max(
             (c.num_tokens for c in self.checkpoints if c.num_tokens <= num_computed), default=0
         )
@@ -118,11 +126,13 @@ class State:
         *,
         reserve: bool = True,
         freeing: Sequence[int] = (),
+        journal_start: int | None = None,
     ) -> State:
         """A state of its own with the first ``num_tokens`` (None: all) tokens.
 
         Full computed pages are shared, the last partial one is copied, and with ``reserve`` pages
         for the tokens not yet computed are held too. ``freeing`` is released in the same breath.
+        ``journal_start``: tokens from there on can be replayed into the copy.
 
         Raises:
             CapacityError: too few pages; nothing was changed.
@@ -131,7 +141,7 @@ class State:
             num_tokens, point = self.num_known, self.num_computed
         else:
             point = min(self.num_computed, max(0, num_tokens - 1))
-        point = self.resume_point(point, cache)
+        point = self.resume_point(point, cache, journal_start)
         copy = State(
             account=self.account,
             token_ids=self.token_ids.copy(),
@@ -175,10 +185,11 @@ class State:
     def adopt_prefix(self, cache: StateCache) -> None:
         """Hold pages that other sequences computed for the beginning of these tokens.
 
-        Only while nothing is held; the last token is left to compute.
+        Only while nothing is held; the last token is left to compute. With recurrent layers the
+        prefix ends where a checkpoint is kept, which becomes the state's first.
         """
         assert not self.pages, "a prefix is adopted before any page is held"
-        end = cache.page_tokens
+        end, checkpoint = cache.page_tokens, None
         while end < self.num_known and self._is_text(end):
             parent = self.digests[-1] if self.digests else b""
             digest = prefix_digest(parent, self.token_ids[end - cache.page_tokens : end])
@@ -187,8 +198,20 @@ class State:
                 break
             self.digests.append(digest)
             self.pages.append(page)
-            self.num_computed = end
+            checkpoint = cache.find_prefix(digest) or checkpoint
             end += cache.page_tokens
+        if cache.is_recurrent:
+            self._adopt(checkpoint, cache)
+        else:
+            self.num_computed = len(self.pages) * cache.page_tokens
+
+    def _adopt(self, checkpoint: Checkpoint | None, cache: StateCache) -> None:
+        self.num_computed = checkpoint.num_tokens if checkpoint else 0
+        num_pages = self.num_computed // cache.page_tokens
+        cache.release(self.pages[num_pages:], self.account)
+        del self.pages[num_pages:], self.digests[num_pages:]
+        if checkpoint:
+            self.checkpoints.append(checkpoint)
 
     def register_prefix(self, cache: StateCache) -> None:
         """Offer newly completed pages to sequences that begin alike."""
@@ -203,18 +226,33 @@ class State:
     def _is_text(self, end: int) -> bool:
         return not self.spans or end <= self.spans[0].start
 
-    def add_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep the newest checkpoint, thinning older ones to :data:`MAX_CHECKPOINTS`.
+    def add_checkpoint(self, checkpoint: Checkpoint, answer_start: int | None = None) -> None:
+        """Keep the newest checkpoint, thinning older ones.
 
-        The one dropped leaves the smallest gap relative to its age, so that distances grow
-        geometrically and a recent truncation replays little.
+        :data:`MAX_CHECKPOINTS` stay, and of an answer that began at ``answer_start``
+        :data:`MAX_ANSWER_CHECKPOINTS`, the last one before it included.
         """
-        kept = self.checkpoints
-        kept.append(checkpoint)
-        if len(kept) > MAX_CHECKPOINTS:
-            newest = checkpoint.num_tokens
-            starts = [0, *(c.num_tokens for c in kept)]
-            gaps = [
-                (starts[i + 2] - starts[i]) / (newest - starts[i]) for i in range(len(kept) - 1)
-            ]
-            del kept[gaps.index(min(gaps))]
+        kept = [*self.checkpoints, checkpoint]
+        if answer_start is None:
+            self.checkpoints = _thinned(kept, MAX_CHECKPOINTS)
+            return
+        num_before = sum(c.num_tokens <= answer_start for c in kept)
+        at = max(0, num_before - 1)
+        history, answer = kept[:at], kept[at:]
+        self.checkpoints = _thinned(history, MAX_CHECKPOINTS)
+        self.checkpoints += _thinned(answer, MAX_ANSWER_CHECKPOINTS)
+
+
+def _thinned(checkpoints: list[Checkpoint], limit: int) -> list[Checkpoint]:
+    """At most ``limit`` of them, the newest always.
+
+    The one dropped leaves the smallest gap relative to its age, so that distances grow
+    geometrically and a recent truncation computes little again.
+    """
+    kept = checkpoints.copy()
+    while len(kept) > limit:
+        newest = kept[-1].num_tokens
+        starts = [0, *(c.num_tokens for c in kept)]
+        gaps = [(starts[i + 2] - starts[i]) / (newest - starts[i]) for i in range(len(kept) - 1)]
+        del kept[gaps.index(min(gaps))]
+    return kept

@@ -10,7 +10,10 @@ nobody holds stay until pages run out and are evicted least recently released fi
 releases its last page first, so ends go before beginnings.
 
 Recurrent state cannot be cut, so its history is kept as :class:`Checkpoint` values: immutable,
-shared by Python reference, freed with the last of them.
+shared by Python reference, freed with the last of them. Between two checkpoints a slot's journal
+holds what each token put into the state, from which :meth:`StateCache.replay` goes on to any of
+them. Checkpoints at the end of prefixes that others will begin with are kept by the prefix's name
+(:meth:`StateCache.keep_prefix`), the :data:`MAX_PREFIXES` used last.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +38,13 @@ class Checkpoint:
     num_tokens: int
     recurrent: torch.Tensor  # [L, *recurrent_shape] fp32
     conv: torch.Tensor | None  # [L, *conv_shape] fp32
+
+
+MAX_PREFIXES = 8
+"""Prefixes whose recurrent state is kept for sequences to come; a checkpoint each."""
+
+Replay = Callable[[StateView, int, slice], None]
+""":meth:`omni.models.batch.Backbone.replay`."""
 
 
 def prefix_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
@@ -55,20 +65,32 @@ class StateCache:
     """
 
     def __init__(
-        self, spec: StateSpec, *, num_pages: int, page_tokens: int, num_slots: int
+        self,
+        spec: StateSpec,
+        *,
+        num_pages: int,
+        page_tokens: int,
+        num_slots: int,
+        journal_tokens: int = 0,
+        replay: Replay | None = None,
     ) -> None:
         kv_shape = (2, num_pages + 1, page_tokens, spec.num_kv_heads, spec.head_dim)
-        recurrent = conv = None
+        recurrent = conv = journal = None
         if spec.num_recurrent:
             slots = (num_slots + 1, spec.num_recurrent)
             recurrent = torch.empty(*slots, *spec.recurrent_shape, dtype=torch.float32)
             if spec.conv_shape:
                 conv = torch.empty(*slots, *spec.conv_shape, dtype=torch.float32)
+            assert min(spec.journal_width, journal_tokens) > 0, "recurrent layers need a journal"
+            journal = torch.empty(*slots, journal_tokens, spec.journal_width, dtype=torch.float32)
         self.view = StateView(
             kv=torch.empty(spec.num_attention, *kv_shape, dtype=spec.kv_dtype),
             recurrent=recurrent,
             conv=conv,
+            journal=journal,
         )
+        self._replay = replay
+        self.journal_tokens = journal_tokens
         self.num_pages = num_pages
         self.num_slots = num_slots if spec.num_recurrent else 0
         self.page_tokens = page_tokens
@@ -78,6 +100,7 @@ class StateCache:
         self._digest_of: dict[int, bytes] = {}
         self._unheld: OrderedDict[int, None] = OrderedDict()  # registered, next to evict first
         self._free_slots = list(range(self.num_slots, 0, -1))
+        self._prefixes: OrderedDict[bytes, Checkpoint] = OrderedDict()  # used last at the end
 
     @property
     def is_recurrent(self) -> bool:
@@ -190,6 +213,19 @@ class StateCache:
             account.hold(page)
         return page
 
+    def keep_prefix(self, digest: bytes, checkpoint: Checkpoint) -> None:
+        """Keep the recurrent state at the end of the page that ``digest`` names."""
+        self._prefixes[digest] = checkpoint
+        self._prefixes.move_to_end(digest)
+        while len(self._prefixes) > MAX_PREFIXES:
+            self._prefixes.popitem(last=False)
+
+    def find_prefix(self, digest: bytes) -> Checkpoint | None:
+        """What :meth:`keep_prefix` kept under that name."""
+        if digest in self._prefixes:
+            self._prefixes.move_to_end(digest)
+        return self._prefixes.get(digest)
+
     def _forget(self, page: int) -> None:
         if digest := self._digest_of.pop(page, None):
             del self._page_of[digest]
@@ -223,6 +259,26 @@ class StateCache:
                 self.view.conv[slot].zero_()
             else:
                 self.view.conv[slot].copy_(checkpoint.conv)
+
+    def copy_slot(self, source: int, target: int, num_rows: int) -> None:
+        """Copy a slot with the first ``num_rows`` rows of its journal."""
+        view = self.view
+        assert view.recurrent is not None, "a slot needs recurrent layers"
+        view.recurrent[target].copy_(view.recurrent[source])
+        if view.conv is not None:
+            view.conv[target].copy_(view.conv[source])
+        self.copy_journal(source, target, num_rows)
+
+    def copy_journal(self, source: int, target: int, num_rows: int) -> None:
+        """Copy the first ``num_rows`` rows of a slot's journal."""
+        assert self.view.journal is not None, "recurrent layers have a journal"
+        rows = self.view.journal[:, :, :num_rows]
+        rows[target].copy_(rows[source])
+
+    def replay(self, slot: int, rows: slice) -> None:
+        """Advance a slot by ``rows`` of its journal."""
+        assert self._replay is not None, "a journal comes with its replay"
+        self._replay(self.view, slot, rows)
 
     # --- Account -----------------------------------------------------------------------------
 

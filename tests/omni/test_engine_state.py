@@ -34,8 +34,7 @@ from tiny_backbone import (
 
 from omni.config import EngineConfig
 from omni.engine.engine import Engine, Priority, SamplingParams, Snapshot
-from omni.engine.sequence import CHECKPOINT_TOKENS
-from omni.engine.state import MAX_CHECKPOINTS
+from omni.engine.state import MAX_ANSWER_CHECKPOINTS, MAX_CHECKPOINTS
 from omni.errors import CapacityError, InputError
 from omni.models.batch import Backbone
 from omni.types import EmbeddingSpan
@@ -44,17 +43,24 @@ PROMPT = [5, 17, 3, 42, 8, 8, 29, 11, 50, 2, 33]
 LISTENING, RESPONDING = Priority.LISTENING, Priority.RESPONDING
 
 # The tiny backbones round alike in any chunk; the product's stack does not, so it shows that
-# going back restores the very chunks too. Hybrid layers replay, hence only the former.
+# going back restores the very chunks too, with recurrent layers by replay of their journals.
 BITWISE = {
     "tiny": lambda: TinyBackbone(ATTENTION),
     "hybrid": lambda: TinyBackbone(HYBRID),
     "stack": decoder_stack,
+    "hybrid stack": lambda: decoder_stack(mixers=HYBRID),
 }
 bitwise = pytest.mark.parametrize("kind", sorted(BITWISE))
 
 
 def make(
-    backbone: Backbone, *, num_pages: int = 64, page_tokens: int = 4, step_tokens: int = 16
+    backbone: Backbone,
+    *,
+    num_pages: int = 64,
+    page_tokens: int = 4,
+    step_tokens: int = 16,
+    journal_tokens: int = 32,
+    share_prefixes: bool = False,
 ) -> Run:
     config = EngineConfig(
         max_sequences=6,
@@ -62,9 +68,10 @@ def make(
         page_tokens=page_tokens,
         max_context_tokens=512,
         step_tokens=step_tokens,
+        journal_tokens=journal_tokens,
     )
     watched = Watched(backbone)
-    return Run(Engine(watched, config, share_prefixes=False), watched)
+    return Run(Engine(watched, config, share_prefixes=share_prefixes), watched)
 
 
 def answer(run: Run, seq_id: int, num_tokens: int) -> tuple[list[int], torch.Tensor]:
@@ -243,20 +250,113 @@ def test_restore_finds_room_in_the_pages_it_replaces() -> None:
 # --- Recurrent state -------------------------------------------------------------------------
 
 
-def test_truncation_replays_from_the_nearest_checkpoint_only() -> None:
-    run = make(TinyBackbone(HYBRID), num_pages=200, page_tokens=4, step_tokens=32)
-    tokens = [(7 * i) % 61 for i in range(3 * CHECKPOINT_TOKENS + 20)]
+def test_truncation_within_the_journal_computes_nothing_again() -> None:
+    run = make(TinyBackbone(HYBRID))
+    seq = run.engine.add(PROMPT, priority=RESPONDING)
+    said, _ = answer(run, seq, 12)
+    before = run.engine.usage(seq).num_processed
+    run.engine.truncate(seq, len(PROMPT) + 5)
+    run.drain()
+    assert run.engine.num_computed(seq) == len(PROMPT) + 4
+    assert run.engine.usage(seq).num_processed == before
+    assert run.watched.num_replayed == len(PROMPT) + 4
+    tokens, _ = answer(run, seq, 7)
+    assert tokens == said[5:]
+
+
+def test_truncation_before_the_journal_computes_again_from_the_nearest_checkpoint() -> None:
+    run = make(TinyBackbone(HYBRID), num_pages=200, step_tokens=32, journal_tokens=16)
+    tokens = [(7 * i) % 61 for i in range(32 * 12 + 20)]
     seq = run.engine.add(tokens, priority=LISTENING)
     run.drain()
-    num_kept = 2 * CHECKPOINT_TOKENS + 9
+    points = [c.num_tokens for c in run.engine._sequences[seq].state.checkpoints]
+    num_kept = points[1] + 9
     before = run.engine.usage(seq).num_processed
     run.engine.truncate(seq, num_kept)
-    assert run.engine.num_computed(seq) == 2 * CHECKPOINT_TOKENS
+    assert run.engine.num_computed(seq) == points[1]
     run.drain()
     assert run.engine.usage(seq).num_processed - before == 8
     new, logits = answer(run, seq, 2)
     whole = forward_whole(run.watched.backbone, tokens[:num_kept] + new)
     assert torch.equal(logits, whole[num_kept - 1 : -1])
+
+
+@pytest.mark.parametrize("num_heard", [1, 15, 16, 17, 40, 63, 99])
+def test_any_token_of_a_long_answer_can_turn_out_to_be_the_last_one_heard(num_heard: int) -> None:
+    run = make(TinyBackbone(HYBRID), num_pages=100, journal_tokens=16)
+    seq = run.engine.add(PROMPT, priority=RESPONDING)
+    said, _ = answer(run, seq, 100)
+    before = run.engine.usage(seq).num_processed
+    run.engine.truncate(seq, len(PROMPT) + num_heard)
+    run.drain()
+    assert run.engine.usage(seq).num_processed - before < 16  # a checkpoint is near any token
+    tokens, _ = answer(run, seq, min(5, 100 - num_heard))
+    assert tokens == said[num_heard : num_heard + 5]
+    run.engine.check_integrity()
+
+
+def test_checkpoints_of_a_very_long_answer_are_bounded() -> None:
+    run = make(TinyBackbone(HYBRID), num_pages=128, journal_tokens=4)
+    seq = run.engine.add(PROMPT, priority=RESPONDING)
+    answer(run, seq, 300)
+    kept = run.engine._sequences[seq].state.checkpoints
+    assert MAX_ANSWER_CHECKPOINTS <= len(kept) <= MAX_CHECKPOINTS + MAX_ANSWER_CHECKPOINTS
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 16, 17, 33])
+def test_a_fork_goes_back_by_the_journal_of_its_parent(num_tokens: int) -> None:
+    run = make(TinyBackbone(HYBRID), journal_tokens=16)
+    parent = run.engine.add(PROMPT, priority=RESPONDING)
+    said, _ = answer(run, parent, 34)
+    child = run.engine.fork(parent, priority=RESPONDING)
+    run.engine.truncate(child, len(PROMPT) + num_tokens)
+    run.drain()
+    tokens, _ = answer(run, child, 34 - num_tokens)
+    assert tokens == said[num_tokens:]
+    assert run.engine.tokens(parent) == [*PROMPT, *said]
+    tokens, _ = answer(run, parent, 3)
+    assert tokens == greedy(run.watched.backbone, [*PROMPT, *said], 3)
+
+
+def test_a_fault_in_a_step_leaves_recurrent_state_as_it_was_before() -> None:
+    run = make(TinyBackbone(HYBRID), journal_tokens=6)
+    seq = run.engine.add(PROMPT, priority=RESPONDING)
+    expected = greedy(run.watched.backbone, PROMPT, 12)
+    said: list[int] = []
+    for num_tokens in (1, 2, 3, 6):
+        new, _ = answer(run, seq, num_tokens)
+        said += new
+        run.engine.generate(seq, SamplingParams(max_tokens=1))
+        run.watched.fault = RuntimeError("out of order")
+        with pytest.raises(RuntimeError, match="out of order"):
+            run.step()
+        run.engine.cancel(seq)
+        run.drain()
+    assert said == expected
+
+
+def test_a_system_prompt_that_was_kept_is_computed_once_for_all_sessions() -> None:
+    run = make(TinyBackbone(HYBRID), share_prefixes=True)
+    engine = run.engine
+    first = engine.add(priority=LISTENING)
+    engine.keep(first, 9)
+    engine.extend(first, [*PROMPT, 1, 2, 3])
+    run.drain()
+    second = engine.add([*PROMPT, 30, 31], priority=RESPONDING)
+    assert engine.num_computed(second) == 8  # whole pages of four
+    tokens, _ = answer(run, second, 5)
+    assert tokens == greedy(run.watched.backbone, [*PROMPT, 30, 31], 5)
+    assert engine.usage(second).num_cached == 8
+    other = engine.add([*PROMPT[:7], 60, 30, 31], priority=RESPONDING)
+    assert engine.num_computed(other) == 0  # pages alone are no use without the state
+    engine.check_integrity()
+    tokens, _ = answer(run, other, 3)
+    assert tokens == greedy(run.watched.backbone, [*PROMPT[:7], 60, 30, 31], 3)
+    for seq in (first, second, other):
+        engine.free(seq)
+    engine.check_integrity()
+    late = engine.add([*PROMPT, 7], priority=RESPONDING)
+    assert engine.num_computed(late) == 8
 
 
 @pytest.mark.parametrize("num_kept", [0, 1, 2, 5])

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from omni.engine.shares import Account, Shares
-from omni.engine.state_cache import StateCache, prefix_digest
+from omni.engine.state_cache import MAX_PREFIXES, StateCache, prefix_digest
 from omni.errors import CapacityError
-from omni.models.batch import StateSpec
+from omni.models.batch import StateSpec, StateView
 
 SPEC = StateSpec(mixers=("attention", "attention"), num_kv_heads=2, head_dim=4)
 HYBRID = StateSpec(
@@ -19,13 +19,28 @@ HYBRID = StateSpec(
     head_dim=4,
     recurrent_shape=(2, 3),
     conv_shape=(5, 3),
+    journal_width=7,
 )
+
+
+def add_rows(view: StateView, slot: int, rows: slice) -> None:
+    """A replay that shows which rows it was given."""
+    assert view.recurrent is not None
+    assert view.journal is not None
+    view.recurrent[slot] += view.journal[slot, :, rows].sum((1, 2))[:, None, None]
 
 
 def make(
     spec: StateSpec = SPEC, *, num_pages: int = 6, num_slots: int = 2, page_tokens: int = 4
 ) -> tuple[StateCache, Account]:
-    cache = StateCache(spec, num_pages=num_pages, page_tokens=page_tokens, num_slots=num_slots)
+    cache = StateCache(
+        spec,
+        num_pages=num_pages,
+        page_tokens=page_tokens,
+        num_slots=num_slots,
+        journal_tokens=6,
+        replay=add_rows,
+    )
     shares = Shares(max_owners=1, num_pages=num_pages, max_sequences=9, context_pages=num_pages)
     return cache, shares.open("")
 
@@ -42,6 +57,8 @@ def test_layout_is_the_contract_of_the_batch() -> None:
     assert view.recurrent.shape == (3, 2, 2, 3)  # [S, L, *recurrent_shape]
     assert view.conv is not None
     assert view.conv.shape == (3, 2, 5, 3)
+    assert view.journal is not None
+    assert view.journal.shape == (3, 2, 6, 7)  # [S, L, capacity, journal_width]
 
 
 def test_fit_grows_and_shrinks_a_table() -> None:
@@ -181,6 +198,43 @@ def test_checkpoint_and_load_are_bitwise_and_independent_of_the_slot() -> None:
     assert torch.equal(checkpoint.recurrent, recurrent)
     cache.release_slot(a)
     cache.check_integrity([], [b])
+
+
+def test_a_slot_is_copied_with_the_rows_of_its_journal_that_count() -> None:
+    cache, _ = make(HYBRID)
+    view = cache.view
+    a, b = cache.take_slot(), cache.take_slot()
+    assert view.recurrent is not None
+    assert view.journal is not None
+    for slot in (a, b):
+        cache.load(slot, None)
+    view.recurrent[a] = torch.randn(2, 2, 3)
+    view.journal[a] = torch.randn(2, 6, 7)
+    view.journal[b] = -1
+    cache.copy_slot(a, b, 4)
+    assert torch.equal(view.recurrent[b], view.recurrent[a])
+    assert torch.equal(view.journal[b, :, :4], view.journal[a, :, :4])
+    assert bool((view.journal[b, :, 4:] == -1).all())
+    before = view.recurrent[a].clone()
+    cache.replay(b, slice(1, 3))
+    assert torch.equal(view.recurrent[a], before)
+    added = view.journal[b, :, 1:3].sum((1, 2))[:, None, None]
+    assert torch.equal(view.recurrent[b], before + added)
+
+
+def test_prefixes_that_were_used_least_recently_are_forgotten() -> None:
+    cache, _ = make(HYBRID)
+    slot = cache.take_slot()
+    cache.load(slot, None)
+    names = [bytes([i]) for i in range(MAX_PREFIXES + 1)]
+    for i, name in enumerate(names[:-1]):
+        cache.keep_prefix(name, cache.checkpoint(slot, 4 * (i + 1)))
+    assert cache.find_prefix(names[0]) is not None
+    cache.keep_prefix(names[-1], cache.checkpoint(slot, 4))
+    assert cache.find_prefix(names[1]) is None
+    kept = cache.find_prefix(names[0])
+    assert kept is not None
+    assert kept.num_tokens == 4
 
 
 def test_attention_alone_needs_no_slots() -> None:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from omni.engine.engine import Engine, TokenOutput
 from omni.models.backbone import BackboneConfig, DecoderStack
 from omni.models.batch import Backbone, Batch, StateSpec, StateView
+from omni.models.gated_delta import DeltaShape
 
 Mixers = tuple[Literal["attention", "recurrent"], ...]
 ATTENTION: Mixers = ("attention", "attention")
@@ -60,6 +61,7 @@ class TinyBackbone:
             head_dim=_HEAD_DIM,
             recurrent_shape=(WIDTH,) if is_recurrent else (),
             conv_shape=(WIDTH, _CONV - 1) if is_recurrent else (),
+            journal_width=WIDTH if is_recurrent else 0,
         )
         generator = torch.Generator().manual_seed(seed)
 
@@ -107,10 +109,26 @@ class TinyBackbone:
                 slot = batch.slots[b]
                 assert slot > 0, "a recurrent layer was given the null slot"
                 memory, window = state.recurrent[slot], state.conv[slot]
+                if state.journal is not None:
+                    _write(state.journal[slot, num_recurrent], batch, b, normed)
                 x = x + _leak(layer, normed, memory[num_recurrent], window[num_recurrent])
                 num_recurrent += 1
             x = x + _linear(F.relu(_linear(F.layer_norm(x, (WIDTH,)), layer["up"])), layer["down"])
         return x
+
+    def replay(self, state: StateView, slot: int, rows: slice) -> None:
+        recurrent = [
+            layer
+            for kind, layer in zip(self.state_spec.mixers, self.layers, strict=True)
+            if kind == "recurrent"
+        ]
+        assert state.recurrent is not None
+        assert state.conv is not None
+        assert state.journal is not None
+        for i, layer in enumerate(recurrent):
+            inputs = state.journal[slot, i, rows]
+            assert inputs.isfinite().all(), "a row of the journal was never written"
+            _leak(layer, inputs, state.recurrent[slot, i], state.conv[slot, i])
 
     def _attend(
         self,
@@ -173,13 +191,30 @@ def _leak(
     return torch.stack(out)
 
 
-def decoder_stack(*, seed: int = 0, vocab_size: int = 97, max_positions: int = 512) -> DecoderStack:
-    """The product's stack in fp32 with random weights."""
+def _write(journal: torch.Tensor, batch: Batch, b: int, x: torch.Tensor) -> None:
+    assert batch.journal_starts is not None
+    if (row := batch.journal_starts[b]) >= 0:
+        journal[row : row + len(x)] = x
+
+
+def decoder_stack(
+    *,
+    seed: int = 0,
+    vocab_size: int = 97,
+    max_positions: int = 512,
+    mixers: Mixers = ("attention",) * 3,
+) -> DecoderStack:
+    """The product's stack in fp32 with random weights; recurrent layers are Gated DeltaNet."""
+    delta = None
+    if "recurrent" in mixers:
+        delta = DeltaShape(
+            num_key_heads=2, num_value_heads=4, key_dim=16, value_dim=16, conv_width=4
+        )
     config = BackboneConfig(
         vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=96,
-        mixers=("attention",) * 3,
+        mixers=mixers,
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
@@ -188,6 +223,7 @@ def decoder_stack(*, seed: int = 0, vocab_size: int = 97, max_positions: int = 5
         max_positions=max_positions,
         qkv_bias=True,
         tied_head=False,
+        delta=delta,
     )
     generator = torch.Generator().manual_seed(seed)
 
@@ -206,12 +242,25 @@ def decoder_stack(*, seed: int = 0, vocab_size: int = 97, max_positions: int = 5
         values |= {
             prefix + "mixer_norm": torch.ones(size),
             prefix + "ffn_norm": torch.ones(size),
-            prefix + "attention.qkv": weight(qkv, size),
-            prefix + "attention.qkv_bias": weight(qkv),
-            prefix + "attention.out": weight(size, config.num_heads * config.head_dim),
             prefix + "ffn.gate_up": weight(2 * inner, size),
             prefix + "ffn.down": weight(size, inner),
         }
+        if mixers[index] == "attention":
+            values |= {
+                prefix + "attention.qkv": weight(qkv, size),
+                prefix + "attention.qkv_bias": weight(qkv),
+                prefix + "attention.out": weight(size, config.num_heads * config.head_dim),
+            }
+        else:
+            assert delta is not None
+            values |= {
+                prefix + "delta.project": weight(delta.input_width, size),
+                prefix + "delta.conv": weight(delta.channels, delta.conv_width),
+                prefix + "delta.a_log": torch.rand(4, generator=generator).log(),
+                prefix + "delta.dt_bias": torch.randn(4, generator=generator),
+                prefix + "delta.norm": torch.ones(delta.value_dim),
+                prefix + "delta.out": weight(size, delta.value_channels),
+            }
     return DecoderStack(config, values)
 
 
@@ -225,8 +274,13 @@ class Watched:
         self.state_spec = backbone.state_spec
         self.batches: list[Batch] = []
         self.logits: list[torch.Tensor] = []
+        self.num_replayed = 0  # journal rows
         self.fault: Exception | None = None
         self.spoiled_row: int | None = None  # row of the next logits that becomes NaN
+
+    def replay(self, state: StateView, slot: int, rows: slice) -> None:
+        self.num_replayed += rows.stop - rows.start
+        self.backbone.replay(state, slot, rows)
 
     def forward(self, batch: Batch, state: StateView) -> torch.Tensor:
         logits = self.backbone.forward(batch, state).clone()
@@ -292,6 +346,11 @@ def poison(engine: Engine) -> None:
         cache.view.recurrent[[0, *cache._free_slots]] = torch.nan
     if cache.view.conv is not None:
         cache.view.conv[[0, *cache._free_slots]] = torch.nan
+    if cache.view.journal is not None:
+        cache.view.journal[[0, *cache._free_slots]] = torch.nan
+        for sequence in engine._sequences.values():
+            used = sequence.state.num_computed - sequence.journal_start
+            cache.view.journal[sequence.slot, :, used:] = torch.nan
 
 
 def forward_whole(backbone: Backbone, token_ids: Sequence[int]) -> torch.Tensor:
