@@ -30,6 +30,7 @@ INT16_SCALE = 32768.0
 _ZERO_CROSSINGS = 16  # half length of the filter in periods of its cutoff
 _PASSBAND = 0.92  # cutoff as a share of the lower Nyquist frequency
 _KAISER_BETA = 8.0  # about 80 dB of stop-band attenuation
+_PIECE_SAMPLES = 2**16  # resampled at once: the intermediates are ten times as large
 
 
 def pcm16_to_float(pcm: bytes) -> NDArray[np.float32]:
@@ -140,11 +141,16 @@ class Resampler:
 
     def push(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Take [n] float32, give the outputs that are now determined, [m] float32."""
-        self._num_in += len(samples)
         if self._up == self._down:
+            self._num_in += len(samples)
             self._num_out = self._num_in
             return samples
-        return self._run(samples, self._num_in - self._half)
+        pieces = []
+        for start in range(0, len(samples), _PIECE_SAMPLES):
+            piece = samples[start : start + _PIECE_SAMPLES]
+            self._num_in += len(piece)
+            pieces.append(self._run(piece, self._num_in - self._half))
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
     def flush(self) -> NDArray[np.float32]:
         """The rest, as if silence followed; the resampler is as new afterwards."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -143,3 +144,12 @@ def test_a_ring_holds_the_newest_samples_by_position(sizes: list[int], dropped: 
     assert ring.end == len(stream)
     assert np.array_equal(ring.read(0, ring.end), stream[ring.start :])
     assert ring.start == min(max(len(stream) - 100, dropped, 0), len(stream))
+
+
+def test_minutes_resampled_at_once_take_little_memory_beside_themselves() -> None:
+    samples = np.zeros(4 * 60 * 24_000, np.float32)
+    tracemalloc.start()
+    resampled = Resampler(24_000, 16_000).push(samples)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes <= 3 * resampled.nbytes
