@@ -88,7 +88,7 @@ def usage(compiled: Any) -> Usage:
         FileNotFoundError: the Triton package came without a tool, named.
     """
     if "amdgcn" in compiled.asm:
-        return _usage_amd(compiled.asm["amdgcn"])
+        return _usage_amd(compiled.asm["amdgcn"], compiled.metadata.shared)
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(compiled.asm["cubin"])
@@ -114,18 +114,14 @@ def usage(compiled: Any) -> Usage:
         return Usage(registers, stack + sum(map(int, spills.groups())), compiled.metadata.shared)
 
 
-def _usage_amd(assembly: str) -> Usage:
+def _usage_amd(assembly: str, shared: int) -> Usage:
     def number(name: str) -> int:
         found = re.search(rf"\.{name}:\s+(\d+)", assembly)
         assert found, f"{name} is not in the assembly"
         return int(found[1])
 
     spilled = number("private_segment_fixed_size") + number("vgpr_spill_count")
-    return Usage(
-        number("vgpr_count"),
-        spilled + number("sgpr_spill_count"),
-        number("group_segment_fixed_size"),
-    )
+    return Usage(number("vgpr_count"), spilled + number("sgpr_spill_count"), shared)
 
 
 def tool(name: str) -> Path:
