@@ -46,12 +46,12 @@ class ConnectionFailed(OmniError):
 class ServerError(OmniError):
     """The server closed the connection or sent an error; the message is the server's.
 
-    ``code`` is the error's own, None where there was none.
+    ``code`` is the error's own, ``server_error`` where there was none.
     """
 
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.code: str = code or "server_error"
 
 
 @dataclass(slots=True)
