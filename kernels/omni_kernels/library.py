@@ -23,7 +23,7 @@ from omni.errors import ConfigError
 Backend = Literal["avx512vnni", "avx2", "scalar", "torch"]
 
 ENVIRONMENT = "OMNI_KERNELS"
-_VERSION = 2  # of the functions below; raised together with omni_version() of isa.cpp
+_VERSION = 3  # of the functions below; raised together with omni_version() of isa.cpp
 _ISAS: tuple[Backend, ...] = ("scalar", "avx2", "avx512vnni")  # index: enum Isa of isa.h
 _FORCED: dict[str, Backend] = {
     "torch": "torch",
@@ -37,6 +37,8 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "omni_set_isa": (c_int, (c_int,)),
     "omni_set_num_threads": (None, (c_int,)),
     "omni_num_threads": (c_int, ()),
+    # to, from, bytes
+    "omni_copy": (None, (c_void_p, c_void_p, c_int64)),
     # memory, words
     "omni_read": (c_uint64, (c_void_p, c_int64)),
     # x, rows, columns, data, scales, outputs, bias, out

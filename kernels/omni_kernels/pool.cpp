@@ -208,22 +208,3 @@ void run_parallel(int64_t count, Body body, void* context, bool wake) {
 }
 
 }  // namespace omni
-
-// Read `words` 8-byte words on all threads and return their combination: what a kernel that does
-// nothing but read can reach. For benchmarks and `omni doctor`.
-extern "C" uint64_t omni_read(const uint64_t* memory, int64_t words) {
-  constexpr int64_t kChunk = 32 * 1024;  // 256 KiB
-  std::atomic<uint64_t> all{0};
-  auto work = [&](int64_t index) {
-    const int64_t end = std::min(words, (index + 1) * kChunk);
-    uint64_t part[16] = {};
-    int64_t i = index * kChunk;
-    for (; i + 16 <= end; i += 16)
-      for (int j = 0; j < 16; ++j) part[j] ^= memory[i + j];
-    for (; i < end; ++i) part[0] ^= memory[i];
-    for (int j = 1; j < 16; ++j) part[0] ^= part[j];
-    all.fetch_xor(part[0], std::memory_order_relaxed);
-  };
-  omni::parallel_for((words + kChunk - 1) / kChunk, work);
-  return all.load();
-}
