@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from omni.errors import CapacityError, OmniError
+from omni.errors import OmniError
 from omni.parts import Parts, ThreadParts
 from omni.types import (
     Cancel,
@@ -393,8 +393,6 @@ class Worker:
 
 def _explain(error: Exception) -> tuple[str, str]:
     """(code, message) for the client; only our own errors are worded for others to read."""
-    if isinstance(error, CapacityError):
-        return "rate_limit_exceeded", str(error)
     if isinstance(error, OmniError):
-        return "server_error", str(error)
+        return error.code, str(error)
     return "server_error", "the assistant failed; the server's log has the details"

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from omni.assistant.context import ANSWER_RESERVE_TOKENS, sentence_ends
 from omni.assistant.listening import Turn
-from omni.assistant.response import APOLOGY, Response, tool_opening, wrong_language
+from omni.assistant.response import APOLOGY, Response, Voice, tool_opening, wrong_language
 from omni.assistant.session import Session, asked_in, turn_ids
 from omni.engine.engine import Engine, Priority, SamplingParams, TokenOutput
 from omni.errors import CapacityError, OmniError
@@ -53,8 +53,7 @@ class Answering:
     ) -> None:
         self._model = model
         self._engine = engine
-        self._speech = speech
-        self._parts = parts
+        self._voice = Voice(speech, parts, emit)
         self._emit = emit
         self._advance = advance
         self._sentence_ends = sentence_ends(model.tokenizer, model.template)
@@ -71,6 +70,7 @@ class Answering:
             session.session_id,
             command.response_id,
             command.config,
+            self._voice,
             conversation=Conversation(
                 instructions=conversation.instructions,
                 tools=conversation.tools,
@@ -102,6 +102,7 @@ class Answering:
             session.session_id,
             command.response_id,
             command.config,
+            self._voice,
             conversation=command.conversation,
             out_of_band=command.out_of_band,
         )
@@ -144,8 +145,8 @@ class Answering:
             self._end(session, response, "completed")  # nobody said anything: nothing to answer
             return
         if (language := session.languages.get(asked_in(session, response))) is not None:
-            self._emit_all(response.notice(wrong_language(language), self._speech))
-            self._end(session, response, "completed")
+            words = wrong_language(language)
+            response.close_with(words, lambda: self._end(session, response, "completed"))
             return
         try:
             self._start(session, response)
@@ -203,11 +204,8 @@ class Answering:
         response.begin(
             generated=session.context.begin(response.response_id),
             tokenizer=self._model.tokenizer,
-            speech=self._speech,
-            parts=self._parts,
             tools=tuple(tool.name for tool in conversation.tools),
             opening=opening,
-            emit=self._emit,
             on_spoken=lambda: self._finish_when_spoken(session, response),
             on_failed=lambda error: self._fail(session, response, error),
             usage=Usage(input_text_tokens=len(tokens), cached_tokens=cached),
@@ -245,7 +243,11 @@ class Answering:
             return
         if token.token_id is not None and token.finish_reason != "stop":
             response.take(token.token_id)
-        if token.finish_reason is not None:
+        if token.finish_reason == "capacity":
+            self._fail(session, response, CapacityError(token.message))
+        elif token.finish_reason == "error":
+            self._fail(session, response, OmniError("the model computed no numbers"))
+        elif token.finish_reason is not None:
             response.finish(token.finish_reason)
             self._finish_when_spoken(session, response)
 
@@ -264,7 +266,10 @@ class Answering:
         if response.is_complete and response.response_id in session.responses:
             if response.has_refused_call and not response.is_without_tools:
                 response.is_without_tools = True  # it called what does not exist: let it speak
-                self._start(session, response)
+                try:
+                    self._start(session, response)
+                except OmniError as error:
+                    self._fail(session, response, error)
             elif response.is_empty:
                 self._fail(session, response, OmniError("the model gave no answer"))
             else:
@@ -278,20 +283,37 @@ class Answering:
         )
         self._advance(session)
 
-    def _emit_all(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            self._emit(output)
-
     def _fail(self, session: Session, response: Response, error: BaseException) -> None:
         """End a response that cannot go on; the user is told aloud, never left in silence."""
-        if response.response_id not in session.responses:
+        if response.response_id not in session.responses or response.is_closing:
             return
         logger.error("response %s failed: %s", response.response_id, error)
-        self._release(session, response)
-        self._emit_all(response.notice(APOLOGY, self._speech))
-        code = "rate_limit_exceeded" if isinstance(error, CapacityError) else "server_error"
-        self._emit(Failed(session.session_id, response.response_id, code, str(error)))
-        self._advance(session)
+        code = error.code if isinstance(error, OmniError) else OmniError.code
+        failed = Failed(session.session_id, response.response_id, code, str(error))
+        self._let_go(session, response, is_kept=False)
+
+        def end() -> None:
+            self._release(session, response)
+            self._emit(failed)
+            self._advance(session)
+
+        if response.is_speculative:  # nobody waits for it: its turn is answered once it has ended
+            end()
+        else:
+            response.close_with(APOLOGY, end)
+
+    def _let_go(self, session: Session, response: Response, *, is_kept: bool) -> None:
+        """Stop computing for the response; its sequence stays only if kept or the session's."""
+        self._free_probe(response)
+        if response.sequence is None:
+            return
+        self._by_sequence.pop(response.sequence, None)
+        self._engine.hold(response.sequence, False)
+        self._engine.cancel(response.sequence)
+        if not is_kept:
+            if response.sequence != session.sequence:
+                self._engine.free(response.sequence)
+            response.sequence = None
 
     def _release(self, session: Session, response: Response) -> None:
         """Let go of everything the response holds, except the session's own sequence.
@@ -300,15 +322,9 @@ class Answering:
         """
         session.responses.pop(response.response_id, None)
         response.drop()
-        self._free_probe(response)
-        if response.sequence is not None:
-            self._by_sequence.pop(response.sequence, None)
-            self._engine.hold(response.sequence, False)
-            self._engine.cancel(response.sequence)
+        self._let_go(session, response, is_kept=response.is_speculative)
         if response.is_speculative:
             session.guesses[response.response_id] = response
-        elif response.sequence not in (None, session.sequence):
-            self._engine.free(response.sequence)
 
     def _drop_guess(self, guess: Response) -> None:
         """The user went on: the speculation leaves no trace."""

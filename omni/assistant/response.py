@@ -10,17 +10,18 @@ import json
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from omni.assistant.priorities import PartPriority
-from omni.errors import CancelledError
+from omni.errors import CancelledError, OmniError
 from omni.models.tokenizer import StreamDecoder
 from omni.models.tool_calls import FunctionCall, ToolCallParser
 from omni.speech.voices import resolve_voice
 from omni.types import (
     AudioDelta,
     Conversation,
+    Mark,
     Output,
     ResponseConfig,
     TextDelta,
@@ -62,6 +63,15 @@ def tool_opening(choice: str) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """What makes a response heard; the same for all of them."""
+
+    decoder: SpeechDecoder
+    parts: Parts
+    emit: Callable[[Output], None]
+
+
 class Response:
     """One answer on its way from tokens to sound.
 
@@ -73,6 +83,7 @@ class Response:
         session_id: str,
         response_id: str,
         config: ResponseConfig,
+        voice: Voice,
         *,
         conversation: Conversation | None = None,
         out_of_band: bool = False,
@@ -90,18 +101,21 @@ class Response:
         self.probe: int | None = None  # sequence that measures whether the turn is a sentence
         self.done_reason = "completed"
         self.is_without_tools = False
+        self.is_closing = False  # it says its last words, which no model wrote
+        self._voice = voice
         self._usage = Usage()
         self._num_tokens = 0
         self._num_calls = 0
-        self._has_text = False
+        self._num_chars = 0  # of text given out
+        self._num_samples = 0  # of sound given out
         self._generation_done = False
         self._dropped = False
         self._is_paused = False
         self._stream: SpeechStream | None = None
+        self._stream_start = Mark(0, 0)  # what was given out when the stream began
         self._unspoken = ""
         self._speech: Ticket | None = None
         self._flushed = False
-        self._has_spoken = False
 
     @property
     def owns_session(self) -> bool:
@@ -121,18 +135,15 @@ class Response:
 
     @property
     def is_empty(self) -> bool:
-        return not self._has_text and not self._num_calls
+        return not self._num_chars and not self._num_calls
 
     def begin(
         self,
         *,
         generated: Generated,
         tokenizer: Tokenizer,
-        speech: SpeechDecoder,
-        parts: Parts,
         tools: tuple[str, ...],
         opening: str,
-        emit: Callable[[Output], None],
         on_spoken: Callable[[], None],
         on_failed: Callable[[BaseException], None],
         usage: Usage,
@@ -145,18 +156,17 @@ class Response:
         self._generated = generated
         self._decoder = StreamDecoder(tokenizer, special=bool(tools))
         self._parser = ToolCallParser(tools)
-        self._parts = parts
-        self._emit = emit
         self._on_spoken = on_spoken
         self._on_failed = on_failed
         self._usage = usage
-        self._stream = self._open_stream(speech) if self.config.modality == "audio" else None
+        self._stream = self._open_stream() if self.config.modality == "audio" else None
         if opening:
             self._text(*self._parser.push(opening))
 
-    def _open_stream(self, speech: SpeechDecoder) -> SpeechStream:
-        voice = resolve_voice(self.config.voice, speech)
-        return speech.open(voice=voice, speed=self.config.speed)
+    def _open_stream(self) -> SpeechStream:
+        voice = resolve_voice(self.config.voice, self._voice.decoder)
+        self._stream_start = Mark(self._num_samples, self._num_chars)
+        return self._voice.decoder.open(voice=voice, speed=self.config.speed)
 
     def take(self, token_id: int) -> None:
         """One generated token."""
@@ -179,20 +189,22 @@ class Response:
         self._speak()
 
     def _text(self, visible: str, calls: list[FunctionCall]) -> None:
-        if visible and not self._has_text:
-            visible = visible.lstrip()
-        if visible:
-            self._has_text = True
-            self._emit(TextDelta(self.session_id, self.response_id, visible))
-            if self._stream is not None:
-                self._unspoken += visible
-                self._speak()
+        self._say(visible if self._num_chars else visible.lstrip())
         for call in calls:
             self._num_calls += 1
             call_id = f"call_{uuid.uuid4().hex[:16]}"
-            self._emit(
+            self._voice.emit(
                 ToolCall(self.session_id, self.response_id, call_id, call.name, call.arguments)
             )
+
+    def _say(self, text: str) -> None:
+        if not text:
+            return
+        self._num_chars += len(text)
+        self._voice.emit(TextDelta(self.session_id, self.response_id, text))
+        if self._stream is not None:
+            self._unspoken += text
+            self._speak()
 
     def _speak(self) -> None:
         """Send what makes a clause to the speech decoder, one clause at a time."""
@@ -215,58 +227,79 @@ class Response:
                     chunks.append(chunk)
             return chunks
 
-        priority = PartPriority.SPEECH if self._has_spoken else PartPriority.FIRST_CLAUSE
+        priority = PartPriority.SPEECH if self._num_samples else PartPriority.FIRST_CLAUSE
+        ticket: Ticket
 
         def done(result: list[SpeechChunk] | BaseException) -> None:
-            self._speech = None
-            if self._dropped:
+            if self._speech is not ticket:  # dropped, or cut short by last words
                 return
+            self._speech = None
             if isinstance(result, BaseException):
                 self._on_failed(result)
                 return
             self._flushed = last
             for chunk in result:
-                self._has_spoken = True
-                self._emit(
-                    AudioDelta(self.session_id, self.response_id, chunk.pcm, tuple(chunk.marks))
-                )
+                self._sound(chunk)
             if last:
                 self._on_spoken()
             else:
                 self._speak()
 
-        self._speech = self._parts.submit(priority, work, done)
+        self._speech = ticket = self._voice.parts.submit(priority, work, done)
+
+    def _sound(self, chunk: SpeechChunk) -> None:
+        start = self._stream_start
+        marks = (Mark(start.sample + m.sample, start.num_chars + m.num_chars) for m in chunk.marks)
+        self._num_samples += len(chunk.pcm) // 2
+        self._voice.emit(AudioDelta(self.session_id, self.response_id, chunk.pcm, tuple(marks)))
 
     def pause(self, is_paused: bool) -> None:
         """Begin no further clause, or go on."""
         self._is_paused = is_paused
-        if not is_paused and self.sequence is not None:
+        if not is_paused:
             self._speak()
 
     def drop(self) -> None:
         """Stop speaking; results under way are ignored."""
         self._dropped = True
-        if self._speech is not None:
-            self._speech.cancel()
-            self._speech = None
+        self._stop_speech()
+
+    def _stop_speech(self) -> None:
+        speech, self._speech = self._speech, None
+        if speech is not None:
+            speech.cancel()
 
     def total_usage(self) -> Usage:
         return replace(self._usage, output_text_tokens=self._num_tokens)
 
-    def notice(self, text: str, speech: SpeechDecoder) -> list[Output]:
-        """Say ``text``, which no model wrote, unless something was said already."""
-        if self._has_spoken or (self._has_text and self.config.modality == "text"):
-            return []
-        outputs: list[Output] = []
-        if not self._has_text:
-            outputs.append(TextDelta(self.session_id, self.response_id, text))
+    def close_with(self, text: str, on_said: Callable[[], None]) -> None:
+        """Say ``text``, which no model wrote, instead of what is still to come.
+
+        ``on_said`` is called when it was said; in writing only where nothing was written yet.
+        """
+        self._stop_speech()
+        self._generation_done, self._flushed, self._unspoken = True, False, ""
+        self.is_closing = True
+        self._stream = None
+        self._on_spoken = on_said
+        self._on_failed = lambda error: self._leave_unsaid(error, on_said)
         if self.config.modality == "audio":
-            try:
-                stream = self._open_stream(speech)
-                for chunk in (*stream.push(text), *stream.flush()):
-                    outputs.append(
-                        AudioDelta(self.session_id, self.response_id, chunk.pcm, tuple(chunk.marks))
-                    )
-            except Exception:  # the words still reach the client as text
-                logger.exception("a notice could not be spoken")
-        return outputs
+            self._close_aloud(f" {text}" if self._num_chars else text)
+            return
+        if not self._num_chars:
+            self._say(text)
+        on_said()
+
+    def _close_aloud(self, text: str) -> None:
+        try:
+            self._stream = self._open_stream()
+        except OmniError as error:
+            self._on_failed(error)
+            return
+        self._say(text)
+
+    def _leave_unsaid(self, error: BaseException, on_said: Callable[[], None]) -> None:
+        """The words still reached the client as text."""
+        logger.error("last words could not be spoken: %s", error)
+        self._stream = None
+        on_said()

@@ -139,7 +139,7 @@ def _print_answer(chat: TextChat, question: str, with_stats: bool) -> bool:
     finally:
         answer.close()  # type: ignore[attr-defined]  # a generator: ends the answer
     print()
-    if chat.stats.end in ("length", "context"):
+    if chat.stats.end in ("length", "context", "capacity"):
         print("[cut: the longest answer is --max-tokens]", file=sys.stderr)
     if with_stats:
         _print_stats(chat)

@@ -8,7 +8,7 @@ What holds after every public call, and is checked by :meth:`Engine.check_integr
 
 - a call that raises has changed nothing (``sync`` excepted, see there);
 - pages for all known tokens are held, so only a sampled token can find the pages used up: its
-  sequence finishes with ``"context"``, keeps its state, and no other sequence notices;
+  sequence finishes with ``"capacity"``, keeps its state, and no other sequence notices;
 - the last known token is left uncomputed until another follows or its logits are wanted, so that
   an idle sequence has ``num_computed == num_known - 1``;
 - tokens given out by :meth:`Engine.step` are the tokens of the sequence, except a stop token,
@@ -30,14 +30,15 @@ from omni.config import EngineConfig
 from omni.engine import integrity
 from omni.engine.outputs import EngineStats, FinishReason, SequenceUsage, TokenOutput
 from omni.engine.runner import Runner
-from omni.engine.sampler import SampleRow, SamplingParams, mass, sample
+from omni.engine.sampler import SamplingParams
+from omni.engine.sampling import take_logits
 from omni.engine.scheduler import Chunk, schedule
 from omni.engine.sequence import Generation, Priority, Sequence
 from omni.engine.shares import Shares
 from omni.engine.snapshot import Snapshot
 from omni.engine.state import State
 from omni.engine.state_cache import StateCache
-from omni.errors import CapacityError, InputError
+from omni.errors import CapacityError, ContextLengthError, InputError
 from omni.models.batch import Backbone
 from omni.types import EmbeddingSpan
 
@@ -114,7 +115,10 @@ class Engine:
         if chunks:
             logits = self._run(chunks, outputs)
             self._advance(chunks)
-            outputs += self._sample([c.sequence for c in chunks if c.is_sampled], logits)
+            sampled = [chunk.sequence for chunk in chunks if chunk.is_sampled]
+            taken = take_logits(sampled, logits, self._cache, self._max_tokens)
+            self._num_tokens_sampled += sum(t.is_kept for t in taken)
+            outputs += taken
         return outputs
 
     def _run(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> torch.Tensor:
@@ -138,49 +142,6 @@ class Engine:
             if self._shares_prefixes:
                 chunk.sequence.offer_prefix(self._cache)
 
-    def _sample(self, sequences: list[Sequence], logits: torch.Tensor) -> list[TokenOutput]:
-        rows = []
-        for sequence in sequences:
-            assert sequence.generation is not None, "a sampled chunk belongs to a generation"
-            rows.append(SampleRow(sequence.generation.params, sequence.state.token_ids))
-        token_ids = sample(logits, rows)
-        outputs = []
-        for number, sequence in enumerate(sequences):
-            assert sequence.generation is not None
-            if (measured_ids := sequence.generation.measured_ids) is None:
-                outputs.append(self._accept(sequence, token_ids[number]))
-            else:
-                sequence.generation = None
-                probability = mass(logits[number], measured_ids)
-                outputs.append(TokenOutput(sequence.seq_id, None, "measured", probability))
-        return outputs
-
-    def _accept(self, sequence: Sequence, token_id: int | None) -> TokenOutput:
-        generation, state = sequence.generation, sequence.state
-        assert generation is not None, "only a generating sequence is sampled"
-        reason: FinishReason | None = None
-        if token_id is None:
-            reason = "error"
-        elif token_id in generation.params.stop_ids:
-            reason = "stop"
-        else:
-            try:
-                self._cache.fit(state.pages, state.num_computed, state.num_known + 1, state.account)
-            except CapacityError:
-                token_id, reason = None, "context"
-            else:
-                state.token_ids.append(token_id)
-                generation.num_sampled += 1
-                sequence.num_generated += 1
-                self._num_tokens_sampled += 1
-                if generation.num_sampled == generation.params.max_tokens:
-                    reason = "length"
-                elif state.length >= self._max_tokens:
-                    reason = "context"
-        if reason:
-            sequence.generation = None
-        return TokenOutput(sequence.seq_id, token_id, reason)
-
     # --- Sequences ---------------------------------------------------------------------------
 
     def add(self, token_ids: Seq[int] = (), *, priority: Priority, owner: str = "") -> int:
@@ -202,7 +163,8 @@ class Engine:
         """Make more tokens known. A sequence that generates goes on after them.
 
         Raises:
-            CapacityError: too few pages, or the context would be longer than the limit.
+            CapacityError: too few pages.
+            ContextLengthError: the context would be longer than the limit.
             InputError: no such sequence, an id outside the vocabulary, or a span whose shapes do
                 not match.
         """
@@ -293,7 +255,8 @@ class Engine:
         """Sample once every known token is computed, then on until an end.
 
         Raises:
-            CapacityError: the context is full, or the last token's page cannot be had.
+            CapacityError: the last token's page cannot be had.
+            ContextLengthError: the context is full.
             InputError: no such sequence, no token to start from, or it generates already.
         """
         sequence = self._get(seq_id)
@@ -495,7 +458,8 @@ class Engine:
 
     def _check_room(self, state: State, num_new: int) -> None:
         if (num_tokens := state.length + num_new) > self._max_tokens:
-            raise CapacityError(
-                f"the context would be {num_tokens} tokens and holds {self._max_tokens} "
-                "(engine.max_context_tokens, and the model's own limit); drop older items"
+            raise ContextLengthError(
+                f"{num_tokens} tokens are needed and the context holds {self._max_tokens} "
+                "(engine.max_context_tokens, and the model's own limit); shorten instructions, "
+                "tools or items"
             )

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "context", "error", "measured"]
+FinishReason = Literal["stop", "length", "cancelled", "context", "capacity", "error", "measured"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """One sampled token, or the end of a generation.
 
-    ``token_id`` is None where an end comes without a token: ``cancelled``, ``context`` when no
-    page was left, ``error`` (the logits were not numbers). With ``stop`` it is the stop token,
-    which is not part of the sequence. ``measured`` answers :meth:`Engine.measure` with
+    ``length`` and ``context`` come with the last token that was allowed or had room. ``token_id``
+    is None where an end comes without a token: ``cancelled``, ``capacity`` (no page was left;
+    ``message`` names the limit), ``error`` (the logits were not numbers). With ``stop`` it is the
+    stop token, which is not part of the sequence. ``measured`` answers :meth:`Engine.measure` with
     ``probability``.
     """
 
@@ -22,6 +23,12 @@ class TokenOutput:
     token_id: int | None
     finish_reason: FinishReason | None = None
     probability: float = 0.0
+    message: str = ""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the token is part of the sequence."""
+        return self.token_id is not None and self.finish_reason != "stop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -266,6 +266,14 @@ class ItemList:
             self.drop_audio(item_id)
         return item
 
+    def clear(self) -> None:
+        """Forget every item, and their audio."""
+        self._items.clear()
+        self._by_id.clear()
+        self._outside.clear()
+        self._audio.clear()
+        self._audio_bytes = 0
+
     # --- Audio kept for retrieval ----------------------------------------------------------------
 
     def keep_audio(self, item_id: str, pcm: bytes | bytearray, rate_hz: int) -> None:
@@ -314,7 +322,7 @@ class ItemList:
             ratio = truncation["retention_ratio"]
             limits = truncation.get("token_limits") or {}
             limit = min(limit, limits.get("post_instructions", limit))
-        inside = [item for item in self._items if item.id not in self._outside]
+        inside = self._inside()
         total = sum(map(_item_tokens, inside))
         if total <= limit:
             return True
@@ -326,6 +334,13 @@ class ItemList:
             self._outside.add(item.id)
             total -= _item_tokens(item)
         return True
+
+    def context_tokens(self, instructions: str) -> int:
+        """About how many tokens the context is, by the same estimate."""
+        return estimate_tokens(instructions) + sum(map(_item_tokens, self._inside()))
+
+    def _inside(self) -> list[Item]:
+        return [item for item in self._items if item.id not in self._outside]
 
 
 def estimate_tokens(text: str) -> int:

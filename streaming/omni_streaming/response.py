@@ -33,6 +33,9 @@ MAX_DELTA_BYTES = 96_000
 NOTICE = "Sorry, something went wrong and I cannot answer that."
 """What the user sees when a response fails before it has said anything."""
 
+SERVER_FAULTS = frozenset({"server_error", "rate_limit_exceeded"})
+"""Codes of failures that are not the request's: it may be sent again as it is."""
+
 Status = Literal["completed", "cancelled", "failed", "incomplete"]
 ResponseOutput = TextDelta | AudioDelta | ToolCall | Done | Failed
 
@@ -159,7 +162,8 @@ class Response:
             details = {"type": status, "reason": reason}
             if error is not None:
                 code, message = error
-                details["error"] = {"type": "server_error", "code": code, "message": message}
+                kind = "server_error" if code in SERVER_FAULTS else "invalid_request_error"
+                details["error"] = {"type": kind, "code": code, "message": message}
         self._emit(events.response_event("done", self._shown(status, details, usage)))
 
     # --- Inside ----------------------------------------------------------------------------------

@@ -225,6 +225,9 @@ class Session:
         self._end_all()
         self.queue.add(Close(self.session_id))
         self._is_closed = True
+        # The parts of a session refer to each other: what they hold would wait for the collector.
+        self.turns.close()
+        self.items.clear()
 
     # --- Items -----------------------------------------------------------------------------------
 
@@ -270,8 +273,12 @@ class Session:
 
     def context_fits(self) -> bool:
         """Shorten the context as ``truncation`` says; False when it may not be and is too long."""
-        limit = int(self.config.engine.max_context_tokens * CONTEXT_SHARE)
-        return self.items.shrink(self.settings.instructions, self.settings.truncation, limit)
+        settings = self.settings
+        return self.items.shrink(settings.instructions, settings.truncation, self._context_limit)
+
+    @property
+    def _context_limit(self) -> int:
+        return int(self.config.engine.max_context_tokens * CONTEXT_SHARE)
 
     # --- Responses -------------------------------------------------------------------------------
 
@@ -296,7 +303,11 @@ class Session:
                 )
             )
         else:
-            message = "The conversation is longer than the context and truncation is disabled."
+            num_tokens = self.items.context_tokens(self.settings.instructions)
+            message = (
+                f"About {num_tokens} tokens are needed and the context has room for "
+                f"{self._context_limit} beside an answer; truncation is disabled."
+            )
             self._finish(response, "failed", error=("context_length_exceeded", message))
 
     def answer_nothing(self, turn_id: str) -> None:

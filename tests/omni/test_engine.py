@@ -23,7 +23,7 @@ from tiny_backbone import (
 
 from omni.config import EngineConfig
 from omni.engine.engine import Engine, Priority, SamplingParams, TokenOutput
-from omni.errors import CapacityError, InputError
+from omni.errors import CapacityError, ContextLengthError, InputError
 from omni.models.batch import Backbone
 from omni.types import EmbeddingSpan
 
@@ -254,7 +254,7 @@ def test_each_limit_is_refused_by_name_and_changes_nothing() -> None:
     run = make(max_sequences=2, num_pages=8, max_context_tokens=24)
     engine = run.engine
     first = engine.add(PROMPT, priority=LISTENING)  # 3 pages
-    with pytest.raises(CapacityError, match=r"25 tokens and holds 24 .*max_context_tokens"):
+    with pytest.raises(CapacityError, match=r"25 tokens .* holds 24 .*max_context_tokens"):
         engine.add([1] * 25, priority=LISTENING)
     second = engine.add([1] * 12, priority=LISTENING)  # 3 pages
     with pytest.raises(CapacityError, match=r"all 2 sequences .*max_sequences"):
@@ -276,7 +276,7 @@ def test_each_limit_is_refused_by_name_and_changes_nothing() -> None:
 
 def test_model_limit_holds_where_it_is_lower_than_the_setting() -> None:
     run = make(TinyBackbone(max_positions=16))
-    with pytest.raises(CapacityError, match="17 tokens and holds 16"):
+    with pytest.raises(ContextLengthError, match="17 tokens are needed and the context holds 16"):
         run.engine.add([1] * 17, priority=LISTENING)
 
 
@@ -296,8 +296,11 @@ def test_sequence_that_cannot_grow_ends_and_its_neighbours_do_not_notice() -> No
         run.engine.generate(seq, SamplingParams(max_tokens=12))
     run.drain()
     reasons = {seq: run.outputs[seq][-1].finish_reason for seq in seqs}
-    starved = next(seq for seq in seqs if reasons[seq] == "context")
+    starved = next(seq for seq in seqs if reasons[seq] == "capacity")
     assert run.outputs[starved][-1].token_id is None
+    assert (
+        "1 more pages of state are needed and 0 of 6 are free" in run.outputs[starved][-1].message
+    )
     for seq, n in zip(seqs, (8, 6), strict=True):
         tokens = run.generated(seq)
         assert tokens == greedy(run.watched.backbone, PROMPT[:n], len(tokens))

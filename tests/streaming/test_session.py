@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 
+import pytest
+
 from omni.config import Config, ServerConfig
 from omni.scripted import Answer, Call, Script
 from omni.types import (
@@ -254,14 +256,23 @@ def test_a_cut_answer_is_incomplete() -> None:
     assert response["output"][0]["content"][0]["transcript"] == "one two three"
 
 
-def test_a_failed_answer_is_seen_and_is_no_error_event() -> None:
-    driver = Driver(Script(answers=(Answer(failure="server_error"),)))
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("server_error", "server_error"),
+        ("rate_limit_exceeded", "server_error"),
+        ("context_length_exceeded", "invalid_request_error"),
+    ],
+)
+def test_a_failed_answer_is_seen_and_is_no_error_event(code: str, kind: str) -> None:
+    driver = Driver(Script(answers=(Answer(failure=code),)))
     driver.send("response.create")
     events = driver.finish()
     assert not of_type(events, "error")
     response = events[-1]["response"]
     assert response["status"] == "failed"
-    assert response["status_details"]["error"]["code"] == "server_error"
+    error = response["status_details"]["error"]
+    assert (error["type"], error["code"]) == (kind, code)
     assert response["output"][0]["content"][0]["transcript"].startswith("Sorry")
     driver.say("go on")
     assert messages(driver.commands_of(Edit)[-1]) == [("user", "go on")]

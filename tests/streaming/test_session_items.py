@@ -116,7 +116,10 @@ def test_a_full_context_fails_the_response_when_truncation_is_disabled() -> None
     driver.send("response.create")
     response = driver.events[-1]["response"]
     assert response["status"] == "failed"
-    assert response["status_details"]["error"]["code"] == "context_length_exceeded"
+    error = response["status_details"]["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "context_length_exceeded")
+    assert error["message"].startswith("About ")
+    assert "the context has room for 150 beside an answer" in error["message"]
     driver.send("session.update", session={"type": "realtime", "truncation": "auto"})
     driver.say("short")
     driver.send("response.create")
