@@ -146,7 +146,7 @@ def build_experts(shape: ExpertsShape, parameters: Parameters, name: str) -> Mix
         router=parameters.tensor(name + "router"),
         experts=[GatedFeedForward(*pair) for pair in zip(gate_up, down, strict=True)],
         shared=build_feed_forward(parameters, name + "shared."),
-        shared_gate=parameters.tensor(name + "shared.gate"),
+        shared_gate=parameters.tensor(name + "shared.gate").view(1, -1),
         shape=shape,
     )
 

@@ -7,14 +7,14 @@ its chat template. :mod:`omni.models.registry` finds families by architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
 from omni.errors import ModelError
 from omni.models.backbone import BackboneConfig, MixerKind
 from omni.models.template import ChatTemplate
 from omni.models.tokenizer import Tokenizer
-from omni.models.weights import Entry, Piece
+from omni.models.weights import Entry, Piece, unpaired_rows
 
 Format = Literal["gguf", "hf"]
 T = TypeVar("T")
@@ -24,9 +24,6 @@ _ATTENTION: tuple[MixerKind, ...] = ("attention",)
 
 class Family(Protocol):
     """One architecture: stateless, constructed without arguments."""
-
-    ignored_tensors: frozenset[str]
-    """Checkpoint tensors that are known and not needed."""
 
     def config_from_gguf(
         self, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]
@@ -38,8 +35,14 @@ class Family(Protocol):
         """Read a Hugging Face ``config.json``."""
         ...
 
-    def plan(self, config: BackboneConfig, source: Format) -> list[Entry]:
-        """The checkpoint tensors behind every parameter."""
+    def plan(
+        self, config: BackboneConfig, source: Format, names: Collection[str] = ()
+    ) -> list[Entry]:
+        """The checkpoint tensors behind every parameter; ``names`` are those it has."""
+        ...
+
+    def ignored(self, config: BackboneConfig) -> tuple[str, ...]:
+        """Beginnings of the names of checkpoint tensors that are known and not needed."""
         ...
 
     def template(self, tokenizer: Tokenizer) -> ChatTemplate:
@@ -156,7 +159,7 @@ _NAMES: dict[Format, dict[str, str]] = {
 def decoder_plan(
     config: BackboneConfig, source: Format, *, interleaved_rotary: bool = False
 ) -> list[Entry]:
-    """The plan of a plain decoder; ``interleaved_rotary`` as in :class:`Piece`."""
+    """The plan of a plain decoder; ``interleaved_rotary``: see :func:`unpaired_rows`."""
     names = _NAMES[source]
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -165,14 +168,18 @@ def decoder_plan(
     plan = [
         Entry("embed", "rows", (embed,)),
         Entry("head", "matrix", (head,)),
-        Entry("final_norm", "vector", (Piece(names["final_norm"], (hidden,)),)),
+        Entry("final_norm", "plain", (Piece(names["final_norm"], (hidden,)),)),
     ]
 
+    query_rows = key_rows = None
+    if interleaved_rotary:
+        query_rows = unpaired_rows(config.num_heads, config.head_dim)
+        key_rows = unpaired_rows(config.num_kv_heads, config.head_dim)
+
     def qkv(layer: int, suffix: str, columns: tuple[int, ...]) -> tuple[Piece, ...]:
-        q_heads, k_heads = (config.num_heads, config.num_kv_heads) if interleaved_rotary else (0, 0)
         return (
-            Piece(names["q"].format(layer) + suffix, (query, *columns), q_heads),
-            Piece(names["k"].format(layer) + suffix, (key, *columns), k_heads),
+            Piece(names["q"].format(layer) + suffix, (query, *columns), query_rows),
+            Piece(names["k"].format(layer) + suffix, (key, *columns), key_rows),
             Piece(names["v"].format(layer) + suffix, (key, *columns)),
         )
 
@@ -183,10 +190,10 @@ def decoder_plan(
             return Piece(names[name].format(layer), shape)
 
         plan += [
-            Entry(prefix + "mixer_norm", "vector", (one("mixer_norm", hidden),)),
+            Entry(prefix + "mixer_norm", "plain", (one("mixer_norm", hidden),)),
             Entry(prefix + "attention.qkv", "matrix", qkv(layer, ".weight", (hidden,))),
             Entry(prefix + "attention.out", "matrix", (one("out", hidden, query),)),
-            Entry(prefix + "ffn_norm", "vector", (one("ffn_norm", hidden),)),
+            Entry(prefix + "ffn_norm", "plain", (one("ffn_norm", hidden),)),
             Entry(
                 prefix + "ffn.gate_up",
                 "matrix",
@@ -195,5 +202,5 @@ def decoder_plan(
             Entry(prefix + "ffn.down", "matrix", (one("down", hidden, inner),)),
         ]
         if config.qkv_bias:
-            plan.append(Entry(prefix + "attention.qkv_bias", "vector", qkv(layer, ".bias", ())))
+            plan.append(Entry(prefix + "attention.qkv_bias", "plain", qkv(layer, ".bias", ())))
     return plan

@@ -1,8 +1,12 @@
 """The Gated DeltaNet mixer: linear attention whose state has a fixed size.
 
 Between its two projections everything is one call of :mod:`omni_kernels.gated_delta` on the state
-of each sequence's slot. Letters: N tokens of the step, D hidden width, H key heads, HV value heads,
-K and V their widths, W width of the convolution over C = 2 H K + HV V channels.
+of each sequence's slot. The input projection is one matrix, int8 where the others are: the few rows
+of the gates apart in fp32 take the output's error from 1.26% to 1.24% only (relative RMS over 512
+tokens, random weights in the shape of the 0.8B; 2.08% to 2.04% with outlier channels).
+
+Letters: N tokens of the step, D hidden width, H key heads, HV value heads, K and V their widths, W
+width of the convolution over C = 2 H K + HV V channels.
 """
 
 from __future__ import annotations

@@ -148,19 +148,25 @@ class GGUFFile:
         return self.tensors[name].shape
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's blocks as they lie in the file: [rows, bytes per row], read-only."""
+        """The tensor's blocks as they lie in the file: [rows, bytes per row], read-only.
+
+        A vector is one row of bytes; more than two dimensions have all but the last as rows.
+        """
         tensor = self.tensors[name]
         flat = np.frombuffer(self._map, np.uint8, tensor.num_bytes, tensor.offset)
-        return flat.reshape(*tensor.shape[:-1], -1)
+        return flat.reshape(math.prod(tensor.shape[:-1]), -1)
 
     def dense(self, name: str, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
-        """Rows ``first`` to ``last`` of the tensor as float32.
+        """Rows (of a vector: values) ``first`` to ``last`` of the tensor as float32.
 
         Raises:
             ModelError: a value is not finite.
         """
-        kind = self.tensors[name].kind
-        values = np.ascontiguousarray(dequantize(self.raw(name)[first:last], kind), np.float32)
+        kind, is_vector = self.tensors[name].kind, len(self.tensors[name].shape) == 1
+        blocks = self.raw(name) if is_vector else self.raw(name)[first:last]
+        values = np.ascontiguousarray(dequantize(blocks, kind), np.float32)
+        if is_vector:
+            values = values[0, first:last]
         _check_finite(values, name, self.path)
         return values
 
@@ -176,7 +182,7 @@ class GGUFFile:
         unpack = _EXACT.get(tensor.kind)
         if unpack is None:
             return None
-        rows, columns = tensor.shape
+        rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
         blocks = self.raw(name).reshape(rows, columns // GROUP, -1)
         scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
         _check_finite(scales, name, self.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from omni.errors import ModelError
@@ -16,8 +16,6 @@ from omni.models.weights import Entry
 class Llama:
     """Reference: transformers ``models/llama``; llama.cpp's ``LLM_ARCH_LLAMA``."""
 
-    ignored_tensors: frozenset[str] = frozenset()
-
     def config_from_gguf(
         self, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]
     ) -> BackboneConfig:
@@ -28,10 +26,15 @@ class Llama:
             raise ModelError("llama models with mlp_bias or attention_bias are not supported")
         return family.config_from_hf(config, qkv_bias=False)
 
-    def plan(self, config: BackboneConfig, source: family.Format) -> list[Entry]:
+    def plan(
+        self, config: BackboneConfig, source: family.Format, names: Collection[str] = ()
+    ) -> list[Entry]:
         # llama.cpp rotates neighbouring pairs for this architecture, so its converter reorders
         # the query and key rows (convert_hf_to_gguf.py, LlamaModel.permute).
         return family.decoder_plan(config, source, interleaved_rotary=source == "gguf")
+
+    def ignored(self, config: BackboneConfig) -> tuple[str, ...]:
+        return ()
 
     def template(self, tokenizer: Tokenizer) -> ChatTemplate:
         return ChatTemplate(

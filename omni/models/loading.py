@@ -89,11 +89,11 @@ def load_backbone(
     family = registry.family_of(description.get("model_type"))
     config = family.config_from_hf(description)
     folder = weights.SafetensorsFolder(path)
-    plan = family.plan(config, "hf")
-    weights.check(plan, folder, family.ignored_tensors)
+    plan = family.plan(config, "hf", folder.names)
+    weights.check(plan, folder, family.ignored(config))
     if precision == "fp32":
         return DecoderStack(config, weights.read_dense(plan, folder))
-    key = repacked.key_of([path / "config.json", *sorted(path.glob("*.safetensors"))])
+    key = repacked.key_of([path / "config.json", *folder.files])
     return DecoderStack(
         config, repacked.open_or_make(home / "repacked" / key, plan, folder, progress)
     )
@@ -110,8 +110,8 @@ def _from_gguf(
 ) -> DecoderStack:
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     config = family.config_from_gguf(file.metadata, shapes)
-    plan = family.plan(config, "gguf")
-    weights.check(plan, file, family.ignored_tensors)
+    plan = family.plan(config, "gguf", file.names)
+    weights.check(plan, file, family.ignored(config))
     if precision == "fp32":
         return DecoderStack(config, weights.read_dense(plan, file))
     key = repacked.key_of([file.path])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from omni.models import family
@@ -15,8 +15,6 @@ from omni.models.weights import Entry
 class Qwen2:
     """Reference: transformers ``models/qwen2``; llama.cpp's ``LLM_ARCH_QWEN2``."""
 
-    ignored_tensors: frozenset[str] = frozenset()
-
     def config_from_gguf(
         self, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]
     ) -> BackboneConfig:
@@ -25,8 +23,13 @@ class Qwen2:
     def config_from_hf(self, config: Mapping[str, Any]) -> BackboneConfig:
         return family.config_from_hf(config, qkv_bias=True)
 
-    def plan(self, config: BackboneConfig, source: family.Format) -> list[Entry]:
+    def plan(
+        self, config: BackboneConfig, source: family.Format, names: Collection[str] = ()
+    ) -> list[Entry]:
         return family.decoder_plan(config, source)
+
+    def ignored(self, config: BackboneConfig) -> tuple[str, ...]:
+        return ()
 
     def template(self, tokenizer: Tokenizer) -> ChatTemplate:
         return ChatTemplate(

@@ -10,6 +10,13 @@ from omni.models.family import Family
 FAMILIES = {
     "qwen2": "omni.models.qwen2:Qwen2",
     "llama": "omni.models.llama:Llama",
+    "qwen3_5": "omni.models.qwen3_5:Qwen3_5",
+    "qwen3_5_text": "omni.models.qwen3_5:Qwen3_5",
+    "qwen3_5_moe": "omni.models.qwen3_5:Qwen3_5",
+    "qwen3_5_moe_text": "omni.models.qwen3_5:Qwen3_5",
+    "qwen3_next": "omni.models.qwen3_5:Qwen3_5",
+    "qwen35": "omni.models.qwen3_5:Qwen3_5",
+    "qwen35moe": "omni.models.qwen3_5:Qwen3_5",
 }
 
 

@@ -26,7 +26,7 @@ from omni.models.layers import QuantisedRows
 from omni.models.parameters import Parameter
 from omni.models.weights import Checkpoint, Entry, dense_entry, quantised_entry
 
-VERSION = 2
+VERSION = 3
 """Goes up whenever the files' meaning changes; older folders are then made anew."""
 
 _ALIGNMENT = 64  # a cache line, what the kernels load best
@@ -125,9 +125,9 @@ def _remove_stale(folder: Path, source: Path) -> None:
 
 
 def _write_entry(entry: Entry, checkpoint: Checkpoint, out: IO[bytes]) -> dict[str, Any]:
-    if entry.kind == "vector":
+    if entry.kind == "plain":
         values = torch.from_numpy(dense_entry(entry, checkpoint))
-        return {"kind": "vector", "values": _append(values, out)}
+        return {"kind": "plain", "values": _append(values, out)}
     codes, scales = (torch.from_numpy(part) for part in quantised_entry(entry, checkpoint))
     if entry.kind == "rows":
         return {"kind": "rows", "codes": _append(codes, out), "scales": _append(scales, out)}
@@ -168,7 +168,7 @@ def _map(folder: Path, plan: Sequence[Entry]) -> dict[str, Parameter] | None:
 
 
 def _parameter(mapped: torch.Tensor, parts: dict[str, Any]) -> Parameter:
-    if parts["kind"] == "vector":
+    if parts["kind"] == "plain":
         return _view(mapped, parts["values"])
     if parts["kind"] == "rows":
         return QuantisedRows(_view(mapped, parts["codes"]), _view(mapped, parts["scales"]))

@@ -55,7 +55,7 @@ class Rotary:
             return self._cosine[positions], self._sine[positions]
         if self._axes is None:
             raise ValueError("positions have three axes, this model's have one")
-        rows = positions[self._axes].T  # [N, R/2]
+        rows = positions[self._axes].T.contiguous()  # [N, R/2]
         if positions.is_floating_point():
             angles = rows.to(torch.float32) * self._inverse
             return angles.cos(), angles.sin()

@@ -52,8 +52,8 @@ class ChatTemplate:
             raise ModelError(f"the tokenizer has no {error} token: not a ChatML model") from None
         ends = (self._end, special.get("<|endoftext|>", self._end))
         self.stop_ids: frozenset[int] = frozenset(ends)
-        self._call: str | int = special.get("<tool_call>", "<tool_call>")
-        self._call_end: str | int = special.get("</tool_call>", "</tool_call>")
+        self._call = self._special("<tool_call>")
+        self._call_end = self._special("</tool_call>")
 
     def system(self, conversation: Conversation) -> list[int]:
         """The system block: instructions (or the default) and the tools on offer."""
@@ -61,7 +61,7 @@ class ChatTemplate:
         pieces: list[str | int] = [self._start, "system\n" + text]
         if conversation.tools:
             pieces.append(_TOOLS_BEFORE)
-            pieces += ["\n" + _json(_tool(tool)) for tool in conversation.tools]
+            pieces += ["\n" + json_text(tool_description(tool)) for tool in conversation.tools]
             pieces += [_TOOLS_AFTER, self._call, self._call_end, " XML tags:\n", self._call]
             pieces += ['\n{"name": <function-name>, "arguments": <args-json-object>}\n']
             pieces.append(self._call_end)
@@ -109,6 +109,10 @@ class ChatTemplate:
         for run in merge_results(conversation.messages):
             ids += self.results(run) if len(run) > 1 else self.message(run[0], text_of)
         return ids
+
+    def _special(self, token: str) -> str | int:
+        """A special token's id, or its text for a tokenizer that has none."""
+        return self._tokenizer.special_ids.get(token, token)
 
     def _header(self, role: str) -> list[int]:
         return self._tokenizer.encode_pieces([self._start, role + "\n"])
@@ -159,7 +163,8 @@ def words(message: Message, text_of: TextOf) -> str:
     return "\n".join(said)
 
 
-def _tool(tool: ToolSpec) -> dict[str, object]:
+def tool_description(tool: ToolSpec) -> dict[str, object]:
+    """A tool as the templates list it."""
     function = {
         "name": tool.name,
         "description": tool.description,
@@ -174,12 +179,13 @@ def _arguments(call: CallPart) -> str:
     So does JSON that is nested too deeply to parse, or whose escapes are half a character.
     """
     try:
-        text = _json(json.loads(call.arguments))
+        text = json_text(json.loads(call.arguments))
         text.encode()
     except (ValueError, RecursionError):
         return call.arguments
     return text
 
 
-def _json(value: object) -> str:
+def json_text(value: object) -> str:
+    """JSON as transformers' templates write it: characters stay what they are."""
     return json.dumps(value, ensure_ascii=False)

@@ -25,13 +25,23 @@ _QWEN2_PATTERN = (
 )
 
 
-def _qwen2_split() -> pre_tokenizers.PreTokenizer:
+_QWEN3_5_PATTERN = (  # combining marks belong to words
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _qwen2_split(pattern: str = _QWEN2_PATTERN) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+
+
+def _qwen3_5_split() -> pre_tokenizers.PreTokenizer:
+    return _qwen2_split(_QWEN3_5_PATTERN)
 
 
 def _smollm_split() -> pre_tokenizers.PreTokenizer:
@@ -43,7 +53,11 @@ def _smollm_split() -> pre_tokenizers.PreTokenizer:
     )
 
 
-_KINDS = {"qwen2": (_qwen2_split, True), "smollm": (_smollm_split, False)}
+_KINDS = {
+    "qwen2": (_qwen2_split, True),
+    "qwen35": (_qwen3_5_split, True),
+    "smollm": (_smollm_split, False),
+}
 """``tokenizer.ggml.pre`` -> how text is split, and whether it is brought to NFC first."""
 
 

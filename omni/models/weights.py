@@ -8,6 +8,7 @@ checked, read and either kept as fp32 or brought to int8 groups. Called by
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omni_kernels.linear import GROUP
 from safetensors import SafetensorError, safe_open
 
 from omni.errors import ModelError
@@ -23,35 +25,46 @@ from omni.models.gguf_file import quantise
 from omni.models.parameters import Parameter
 
 _BLOCK_ROWS = 4096
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Number types of safetensors that mean what they say: the others come with scales elsewhere."""
+_INDEX = "model.safetensors.index.json"
 
 Codes = tuple[NDArray[np.int8], NDArray[np.float16]]
 """int8 [rows, columns] and their scales [rows, columns / 32]."""
 
 
+Rows = range | tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One checkpoint tensor. ``interleaved_heads``: heads whose rotary pairs lie side by side.
+    """A part of one checkpoint tensor of ``shape``.
 
-    llama.cpp stores the query and key rows of llama models as (0, K/2, 1, K/2 + 1, ...); the stack
-    pairs row i with row i + K/2, so such rows are put back into order.
+    Three dimensions and more are read as a matrix with the last one's columns. ``rows`` of it are
+    taken in that order (None: all), then its ``columns`` are put in theirs.
     """
 
     name: str
     shape: tuple[int, ...]
-    interleaved_heads: int = 0
+    rows: Rows | None = None
+    columns: tuple[int, ...] | None = None
+    change: Literal["none", "plus one", "log of the negative"] = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A parameter of the stack: the rows of its pieces, one after another."""
+    """A parameter of the stack: the rows of its pieces, one after another.
+
+    A ``plain`` one stays fp32, a ``matrix`` may be packed, ``rows`` are a table to look up.
+    """
 
     target: str
-    kind: Literal["vector", "matrix", "rows"]
+    kind: Literal["plain", "matrix", "rows"]
     pieces: tuple[Piece, ...]
 
 
 class Checkpoint(Protocol):
-    """Named tensors on disk."""
+    """Named tensors on disk; more than two dimensions are a matrix with the last one's columns."""
 
     @property
     def path(self) -> Path: ...
@@ -71,19 +84,19 @@ class Checkpoint(Protocol):
 
 
 class SafetensorsFolder:
-    """A Hugging Face folder: every ``*.safetensors`` file in it.
+    """A Hugging Face folder: ``model.safetensors``, or the files that its index names.
+
+    ``files`` are what the weights are read from.
 
     Raises:
-        ModelError: no such file, or one is damaged.
+        ModelError: no such file, one is missing, or one is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
-            raise ModelError(f"{path} holds no *.safetensors file")
+        self.files = _weight_files(path)
         self._files: dict[str, Any] = {}  # safe_open has no types
-        for file in files:
+        for file in self.files:
             try:
                 opened: Any = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -98,7 +111,19 @@ class SafetensorsFolder:
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def dense(self, name: str, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
-        values = self._files[name].get_slice(name)[first:last].to(torch.float32)
+        part = self._files[name].get_slice(name)
+        if part.get_dtype() not in _FLOATS:
+            raise ModelError(
+                f"tensor {name} of {self.path} holds {part.get_dtype()} numbers, expected one of "
+                f"{', '.join(_FLOATS)}: take a checkpoint that is not quantised"
+            )
+        shape = part.get_shape()
+        depth = math.prod(shape[1:-1])  # rows of the matrix in one entry of the first dimension
+        last = shape[0] * depth if last is None else min(last, shape[0] * depth)
+        begin = first // depth
+        values = part[begin : -(-last // depth)].to(torch.float32)
+        if len(shape) > 2:
+            values = values.reshape(-1, shape[-1])[first - begin * depth : last - begin * depth]
         if not torch.isfinite(values).all():
             raise ModelError(f"tensor {name} of {self.path} holds NaN or infinity")
         array: NDArray[np.float32] = values.numpy()
@@ -106,6 +131,27 @@ class SafetensorsFolder:
 
     def groups(self, name: str) -> Codes | None:
         return None
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = path / _INDEX
+    if not index.exists():
+        single = path / "model.safetensors"
+        files = [single] if single.exists() else sorted(path.glob("*.safetensors"))
+        if not files:
+            raise ModelError(f"{path} holds no *.safetensors file")
+        return files
+    try:
+        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [path / name for name in named]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: {error!r}; fetch it again") from error
+    if missing := [file.name for file in files if not file.exists()]:
+        raise ModelError(
+            f"{path} lacks {', '.join(missing)} of the {len(files)} files that {_INDEX} names; "
+            "fetch what is missing"
+        )
+    return files
 
 
 def read_hf_config(folder: Path) -> dict[str, object]:
@@ -119,18 +165,21 @@ def read_hf_config(folder: Path) -> dict[str, object]:
     return config
 
 
-def check(plan: Iterable[Entry], checkpoint: Checkpoint, ignored: Collection[str] = ()) -> None:
-    """Raise :class:`ModelError` unless the checkpoint holds just what the plan needs."""
+def check(plan: Iterable[Entry], checkpoint: Checkpoint, ignored: tuple[str, ...] = ()) -> None:
+    """Raise :class:`ModelError` unless the checkpoint holds just what the plan needs.
+
+    Names that begin with one of ``ignored`` may be there too. A dimension of 1 may be left out.
+    """
     wanted = {piece.name: piece.shape for entry in plan for piece in entry.pieces}
     present = set(checkpoint.names)
     if missing := sorted(wanted.keys() - present):
         raise ModelError(f"{checkpoint.path} lacks {_some(missing)}")
-    if extra := sorted(present - wanted.keys() - set(ignored)):
+    if extra := sorted(name for name in present - wanted.keys() if not name.startswith(ignored)):
         raise ModelError(
             f"{checkpoint.path} holds {_some(extra)}, which this architecture does not have"
         )
     for name, shape in wanted.items():
-        if checkpoint.shape(name) != shape:
+        if _without_ones(checkpoint.shape(name)) != _without_ones(shape):
             raise ModelError(
                 f"tensor {name} of {checkpoint.path} has the shape {list(checkpoint.shape(name))}, "
                 f"expected {list(shape)}"
@@ -148,42 +197,104 @@ def read_dense(plan: Iterable[Entry], checkpoint: Checkpoint) -> dict[str, Param
 
 def dense_entry(entry: Entry, checkpoint: Checkpoint) -> NDArray[np.float32]:
     """One parameter in fp32."""
-    return np.concatenate(
-        [_in_order(checkpoint.dense(piece.name), piece.interleaved_heads) for piece in entry.pieces]
-    )
+    return np.concatenate([_dense_piece(piece, checkpoint) for piece in entry.pieces])
+
+
+def _dense_piece(piece: Piece, checkpoint: Checkpoint) -> NDArray[np.float32]:
+    first, last, order = _span(piece.rows)
+    values = checkpoint.dense(piece.name, first, last)
+    if order is not None:
+        values = values[order]
+    if piece.columns is not None:
+        values = np.ascontiguousarray(values[:, piece.columns])
+    if piece.change == "plus one":
+        values = values + np.float32(1.0)
+    elif piece.change == "log of the negative":
+        if not (values < 0).all():
+            raise ModelError(f"tensor {piece.name} of {checkpoint.path} has values of 0 or above")
+        values = np.log(-values)
+    return values
 
 
 def quantised_entry(entry: Entry, checkpoint: Checkpoint) -> Codes:
     """One matrix as int8 groups: exact where the checkpoint's format allows, else requantised."""
     codes, scales = [], []
     for piece in entry.pieces:
-        exact = checkpoint.groups(piece.name)
-        part = exact if exact is not None else _requantised(piece, checkpoint)
-        codes.append(_in_order(part[0], piece.interleaved_heads))
-        scales.append(_in_order(part[1], piece.interleaved_heads))
+        part = _exact(piece, checkpoint) or _requantised(piece, checkpoint)
+        codes.append(part[0])
+        scales.append(part[1])
     return np.concatenate(codes), np.concatenate(scales)
+
+
+def _exact(piece: Piece, checkpoint: Checkpoint) -> Codes | None:
+    """The piece from the checkpoint's own groups; None where it has none or they are torn up."""
+    groups = None
+    if piece.columns is not None:
+        blocks = np.array(piece.columns).reshape(-1, GROUP)
+        groups = blocks[:, 0] // GROUP
+        if (blocks != groups[:, None] * GROUP + np.arange(GROUP)).any():
+            return None
+    exact = checkpoint.groups(piece.name)
+    if exact is None:
+        return None
+    first, last, order = _span(piece.rows)
+    codes, scales = exact[0][first:last], exact[1][first:last]
+    if order is not None:
+        codes, scales = codes[order], scales[order]
+    if groups is not None:
+        codes, scales = codes[:, piece.columns], scales[:, groups]
+    return codes, scales
 
 
 def _requantised(piece: Piece, checkpoint: Checkpoint) -> Codes:
     """A matrix rounded to int8 groups, a block of rows at a time: fp32 would fill the memory."""
-    blocks = [
-        quantise(checkpoint.dense(piece.name, first, first + _BLOCK_ROWS))
-        for first in range(0, piece.shape[0], _BLOCK_ROWS)
-    ]
-    scales = np.concatenate([block[1] for block in blocks])
+    if piece.shape[-1] % GROUP:
+        raise ModelError(
+            f"tensor {piece.name} of {checkpoint.path} has {piece.shape[-1]} columns, int8 groups "
+            f"need a multiple of {GROUP}"
+        )
+    assert piece.change == "none", "only plain numbers are changed"
+    first, last, order = _span(piece.rows)
+    if last is None:
+        last = math.prod(piece.shape[:-1])
+    blocks = []
+    for begin in range(first, last, _BLOCK_ROWS):
+        values = checkpoint.dense(piece.name, begin, min(last, begin + _BLOCK_ROWS))
+        if piece.columns is not None:
+            values = np.ascontiguousarray(values[:, piece.columns])
+        blocks.append(quantise(values))
+    codes, scales = (np.concatenate(part) for part in zip(*blocks, strict=True))
     if not np.isfinite(scales).all():
         raise ModelError(
             f"tensor {piece.name} of {checkpoint.path} has values too large for int8 groups"
         )
-    return np.concatenate([block[0] for block in blocks]), scales
+    return (codes, scales) if order is None else (codes[order], scales[order])
 
 
-def _in_order(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Undo llama.cpp's pairing: [heads, K / 2, 2, ...] -> [heads, 2, K / 2, ...] by rows."""
-    if not heads:
-        return rows
-    paired = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
-    return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(rows.shape)
+def _span(rows: Rows | None) -> tuple[int, int | None, NDArray[np.int64] | None]:
+    """First row, end, and the order within them (None: as they are) of a piece's rows."""
+    if rows is None:
+        return 0, None, None
+    if isinstance(rows, range):
+        assert rows.step == 1, "a range of rows has no gaps"
+        return rows.start, rows.stop, None
+    order = np.array(rows)
+    first = int(order.min())
+    return first, int(order.max()) + 1, order - first
+
+
+def unpaired_rows(heads: int, dim: int) -> tuple[int, ...]:
+    """Rows of a matrix whose heads' rotary pairs lie side by side, in the stack's order.
+
+    llama.cpp stores the query and key rows of llama models as (0, K/2, 1, K/2 + 1, ...); the stack
+    pairs row i with row i + K/2.
+    """
+    paired = np.arange(heads * dim).reshape(heads, dim // 2, 2)
+    return tuple(paired.swapaxes(1, 2).ravel().tolist())
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
 
 
 def _some(names: Sequence[str]) -> str:

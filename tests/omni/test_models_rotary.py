@@ -47,6 +47,7 @@ def test_interleaved_sections_equal_transformers(
         positions = positions.to(dtype) / 4
     got = qwen3_5()(positions.to(dtype))
     for ours, theirs in zip(got, expected_of_qwen3_5(positions), strict=True):
+        assert ours.is_contiguous()  # the kernels take no other
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
