@@ -8,7 +8,8 @@ state and the tasks of one WebSocket; knows nothing of the protocol beyond event
 
 Backpressure: reading stops while the worker has many of this session's commands waiting; generation
 pauses while the send queue is full; a client that does not catch up is closed with 1013. Work that
-would hold up other sessions (a long message, seconds of audio at once) goes to a thread.
+would hold up other sessions (a long message, seconds of audio at once) goes to a thread; long
+messages of all sessions to the same one, for each takes five times its size while it is taken in.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +29,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from omni.config import Config
 from omni.types import INPUT_RATE_HZ, Edit, Output
 from omni.worker import Worker
+from omni_streaming.memory import give_back_memory
 from omni_streaming.metrics import Metrics, SessionMetrics
 from omni_streaming.send_queue import SendQueue
 from omni_streaming.session import Session
@@ -42,6 +45,7 @@ LONG_MESSAGE_BYTES = 256 * 1024  # parsing and resampling more than this would h
 FRAMES_AT_ONCE = 16  # voice activity takes about 0.2 ms per frame
 MAX_PENDING_COMMANDS = 256  # reading stops above this; a session at rest has none or one
 BACKPRESSURE_POLL_S = 0.01
+GIVE_BACK_S = 1.0  # after the end of a session; by then its last commands have been carried out
 CLOSE_TIMEOUT_S = 2.0  # for the close frame to be taken by the socket
 
 Intent = Literal["realtime", "transcription"]
@@ -61,6 +65,7 @@ class Service:
     voices: Callable[[], tuple[str, ...]]  # the first is the default
     metrics: Metrics
     new_id: Callable[[str], str]
+    long_messages: Executor  # one thread: their memory is not needed several times over
 
 
 class _Stalled(Exception):
@@ -102,6 +107,7 @@ class Connection:
         )
         self._session_lock = asyncio.Lock()  # held while a thread is inside the session
         self._in_thread: asyncio.Future[None] | None = None
+        self._took_long_message = False
         self._vad_state = service.vad.open()
         self._metrics = SessionMetrics(service.metrics)
         self._queue = SendQueue(limits.max_send_queue_bytes, service.new_id)
@@ -142,6 +148,10 @@ class Connection:
             self._service.metrics.sessions.dec()
             self._service.metrics.ended.labels(str(code)).inc()
             self._service.metrics.dropped.inc(self._queue.num_dropped)
+            if self._took_long_message:
+                loop = asyncio.get_running_loop()
+                long_messages = self._service.long_messages
+                loop.call_later(GIVE_BACK_S, loop.run_in_executor, long_messages, give_back_memory)
             logger.info("session %s ended with %d", self.session_id, code)
 
     @property
@@ -191,7 +201,10 @@ class Connection:
     async def _receive_in_thread(self, data: str | bytes) -> None:
         # Shielded: a cancelled await would leave the thread inside the session, unwaited for.
         loop = asyncio.get_running_loop()
-        self._in_thread = loop.run_in_executor(None, self._session.receive, data, _now_ms())
+        self._took_long_message = True
+        self._in_thread = loop.run_in_executor(
+            self._service.long_messages, self._session.receive, data, _now_ms()
+        )
         await asyncio.shield(self._in_thread)
 
     async def _score(self) -> None:

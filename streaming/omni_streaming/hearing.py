@@ -229,3 +229,10 @@ class Hearing:
             self._ring.push(samples)  # the clock goes on
         self._rest = np.zeros(0, np.float32)
         return self.end_turn()
+
+    def close(self) -> None:
+        """Let the audio go; nothing is heard any more."""
+        self.turn = None
+        self._forget_frames()
+        self._rest = np.zeros(0, np.float32)
+        self._ring = Ring(0)

@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ class Server:
             voices=self.voices,
             metrics=self.metrics,
             new_id=new_id,
+            long_messages=ThreadPoolExecutor(1, "long-messages"),
         )
         parts = self.worker.parts
         gauge = self.metrics.gauge

@@ -148,6 +148,10 @@ class TurnTaking:
         """An item was deleted."""
         self._transcripts.forget(item_id)
 
+    def close(self) -> None:
+        """The session is over: the audio is let go."""
+        self._hearing.close()
+
     # --- Outputs ---------------------------------------------------------------------------------
 
     def take_transcript(self, output: TranscriptDelta | TranscriptDone) -> None:
