@@ -1,7 +1,7 @@
 """Compiles planned launches for cards that are not here, and reads what they would occupy.
 
 Used by ``kernels/gpu_table.py`` and the tests. Registers come from ``cuobjdump -res-usage`` and
-spills from ``ptxas-blackwell -v``, both in the Triton package; on AMD from the assembly's metadata.
+spills from ``ptxas -v``, all in the Triton package; on AMD from the assembly's metadata.
 Needs a process without ``TRITON_INTERPRET``.
 """
 
@@ -89,29 +89,29 @@ def usage(compiled: Any) -> Usage:
     """
     if "amdgcn" in compiled.asm:
         return _usage_amd(compiled.asm["amdgcn"], compiled.metadata.shared)
+    capability = int(compiled.metadata.target.arch)
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
         cubin.write_bytes(compiled.asm["cubin"])
         ptx.write_text(compiled.asm["ptx"])
         said = _run(tool("cuobjdump"), "-res-usage", cubin)
-        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", said)
+        found = re.search(r"REG:(\d+) STACK:(\d+)", said)
         assert found, said
-        registers, stack, _ = map(int, found.groups())
-        arch = re.search(r"\.target (\w+)", compiled.asm["ptx"])
-        assert arch
+        # The same assembly again, as Triton does it, only to be told of spills.
         said = _run(
-            tool("ptxas-blackwell"),
+            tool("ptxas-blackwell" if capability >= 100 else "ptxas"),
             "-v",
-            "--regAllocOptLevel=2",  # as Triton passes it
+            "--regAllocOptLevel=2",
             *([] if compiled.metadata.enable_fp_fusion else ["--fmad=false"]),
-            f"--gpu-name={arch[1]}",
+            f"--gpu-name=sm_{capability}{'a' if capability >= 90 else ''}",
             ptx,
             "-o",
             Path(folder, "again.cubin"),
         )
         spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
         assert spills, said
-        return Usage(registers, stack + sum(map(int, spills.groups())), compiled.metadata.shared)
+    spilled = int(found[2]) + int(spills[1]) + int(spills[2])
+    return Usage(int(found[1]), spilled, compiled.metadata.shared)
 
 
 def _usage_amd(assembly: str, shared: int) -> Usage:
