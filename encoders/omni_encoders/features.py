@@ -1,15 +1,22 @@
-"""Log-mel spectrograms as Whisper hears them; used by the recogniser and the end-of-turn detector.
+"""What networks hear and see: log-mel spectrograms of audio, patches of pictures.
 
-Knows nothing of models or streams. Letters: n samples at 16 kHz, T mel frames, F frequency bins.
+Log-mel as Whisper hears it serves the recogniser and the end-of-turn detector; sizes, resizing and
+patches as Qwen's vision towers see them serve :mod:`omni_encoders.image` and
+:mod:`omni_encoders.video`. Knows nothing of models or streams.
+
+Letters: n samples at 16 kHz, T mel frames, F frequency bins; [H, W] pixels, P patch side.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from omni.errors import InputError
 
 SAMPLE_RATE_HZ = 16_000
 N_FFT = 400  # 25 ms analysis window
@@ -23,6 +30,9 @@ _LINEAR_HZ_PER_MEL = 200.0 / 3.0
 _BREAK_HZ = 1000.0
 _BREAK_MEL = _BREAK_HZ / _LINEAR_HZ_PER_MEL
 _LOG_STEP = np.log(6.4) / 27.0
+
+MAX_ASPECT_RATIO = 200  # longer strips were never trained on; the published processors refuse too
+_MID_GREY = 255 / 2  # mean and deviation 0.5 of values in [0, 1], on the scale of a byte
 
 
 def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -97,3 +107,82 @@ def zero_mean_unit_variance(audio: NDArray[np.float32]) -> NDArray[np.float32]:
     middling score by 0.1 when an input moves by 1e-7.
     """
     return np.asarray((audio - audio.mean()) / np.sqrt(audio.var() + 1e-7), dtype=np.float32)
+
+
+def fitted_size(
+    height: int,
+    width: int,
+    *,
+    multiple: int,
+    min_pixels: int,
+    max_pixels: int,
+    num_frames: int = 1,
+    counted_frames: int = 1,
+) -> tuple[int, int]:
+    """The size [H, W] at which a picture is seen: about its shape, each side a ``multiple``.
+
+    Both limits hold for all frames together: ``num_frames`` of them, which count as
+    ``counted_frames`` when a size is tested against the limits (video pairs them).
+
+    Raises:
+        InputError: one side is more than :data:`MAX_ASPECT_RATIO` times the other.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise InputError(
+            f"a picture of {width}x{height} is too long, expected at most "
+            f"{MAX_ASPECT_RATIO}:1; cut it"
+        )
+    # Python's round, like the published processors': a half goes to the even neighbour.
+    rounded_height = round(height / multiple) * multiple
+    rounded_width = round(width / multiple) * multiple
+    num_pixels = counted_frames * rounded_height * rounded_width
+    if num_pixels > max_pixels:
+        shrink = math.sqrt(num_frames * height * width / max_pixels)
+        rounded_height = max(multiple, math.floor(height / shrink / multiple) * multiple)
+        rounded_width = max(multiple, math.floor(width / shrink / multiple) * multiple)
+    elif num_pixels < min_pixels:
+        grow = math.sqrt(min_pixels / (num_frames * height * width))
+        rounded_height = math.ceil(height * grow / multiple) * multiple
+        rounded_width = math.ceil(width * grow / multiple) * multiple
+    return rounded_height, rounded_width
+
+
+def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> torch.Tensor:
+    """``pixels`` [H, W, 3] at ``size`` (height, width): uint8 [3, height, width].
+
+    Bicubic with antialiasing in the bytes' own domain, which is what torchvision does on a CPU and
+    what the vision towers were trained on; OpenCV's bicubic has no antialiasing.
+    """
+    given = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)
+    if tuple(given.shape[1:]) == size:
+        return given.clone()  # a camera may use its buffer again
+    return torch.nn.functional.interpolate(
+        given[None], size, mode="bicubic", antialias=True, align_corners=False
+    )[0]
+
+
+def patchify(frames: torch.Tensor, patch: int, temporal_patch: int, merge: int) -> torch.Tensor:
+    """Cut ``frames`` uint8 [T, 3, H, W] into normalised patches, one per row.
+
+    T is a multiple of ``temporal_patch``, H and W of ``patch`` x ``merge``. Rows go frame group by
+    frame group, then by block of ``merge`` x ``merge`` patches that one token will hold.
+
+    Returns:
+        float32 [T / temporal_patch * H / patch * W / patch, 3 * temporal_patch * patch * patch]
+        in [-1, 1]; within a row: channel, frame, row, column.
+    """
+    num_frames, channels, height, width = frames.shape
+    cells = frames.to(torch.float32).sub_(_MID_GREY).div_(_MID_GREY)
+    cells = cells.reshape(
+        num_frames // temporal_patch,
+        temporal_patch,
+        channels,
+        height // patch // merge,
+        merge,
+        patch,
+        width // patch // merge,
+        merge,
+        patch,
+    )
+    cells = cells.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # [T', H', W', merge, merge, C, t, P, P]
+    return cells.reshape(-1, channels * temporal_patch * patch * patch)
