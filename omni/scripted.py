@@ -151,12 +151,9 @@ class ScriptedAssistant:
         self._num_scores = 0
         self._num_answers = 0
         self._num_calls = 0
-        self.commands: list[Command] = []
-        """Every command submitted, for tests to look at; audio included."""
 
     def submit(self, command: Command) -> None:
         """Accept one command; unknown sessions, turns and responses are ignored."""
-        self.commands.append(command)
         if isinstance(command, Open):
             self._sessions[command.session_id] = _Session(command.conversation)
             return

@@ -159,14 +159,16 @@ def serving(server: Server, port: int = 0, *, is_ready: bool = True) -> Iterator
 
 
 class Scripted(ScriptedAssistant):
-    """Also ends a turn whose speculative answer was finished before it was confirmed."""
+    """Ends a turn whose speculative answer was finished before it was confirmed; keeps commands."""
 
     def __init__(self, script: Script) -> None:
         super().__init__(script=script)
+        self.commands: list[Command] = []
         self._turn_of: dict[str, str] = {}
 
     def submit(self, command: Command) -> None:
         super().submit(command)
+        self.commands.append(command)
         if isinstance(command, Speculate):
             self._turn_of[command.response_id] = command.turn_id
         if isinstance(command, Confirm):

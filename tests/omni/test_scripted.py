@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 
 from omni.scripted import WORD_MS, Answer, Call, Script, ScriptedAssistant
@@ -222,3 +225,14 @@ def test_a_closed_session_and_unknown_ids_are_ignored() -> None:
     ):
         assistant.submit(command)
     assert run(assistant) == []
+
+
+def test_audio_is_not_kept_beyond_its_turn() -> None:
+    assistant = opened()
+    samples = LOUD.copy()
+    is_there = weakref.ref(samples)
+    assistant.submit(Feed("s", "t", samples, 0))
+    del samples
+    assistant.submit(Close("s"))
+    gc.collect()
+    assert is_there() is None
