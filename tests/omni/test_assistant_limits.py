@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 from tiny_assistant import run, said, speak, spoken, tiny_assistant
 from tiny_backbone import one_thread  # noqa: F401
 
 from omni.assistant import Assistant
 from omni.config import EngineConfig
+from omni.errors import OmniError
 from omni.types import (
     AudioDelta,
     Cancel,
@@ -133,18 +136,38 @@ def test_an_apology_can_be_cut_short() -> None:
         assert not [o for o in outputs if isinstance(o, AudioDelta | Failed)]
 
 
-def test_an_apology_waits_while_the_client_reads_too_slowly() -> None:
-    with tiny_assistant(config=CRAMPED, max_sessions=1) as assistant:
+def test_an_apology_waits_while_the_client_reads_too_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken:
+        def __init__(self) -> None:
+            self.ready: Callable[[str], bool] = bool
+
+        def push(self, text: str) -> Iterator[object]:
+            raise OmniError("the voice broke")
+
+        flush = push
+
+    with tiny_assistant(config=ROOMY) as assistant:
+        real_open, streams = assistant.speech.open, [Broken()]
+        monkeypatch.setattr(
+            assistant.speech,
+            "open",
+            lambda **how: streams.pop() if streams else real_open(**how),
+        )
         assistant.submit(Open("s", QUESTION))
         assistant.submit(Respond("s", "r", ALOUD))
         outputs: list[Output] = []
-        while APOLOGY not in text_of(outputs):
+        while not text_of(outputs):
             outputs += assistant.step()
-        assistant.submit(Pause("s"))
+        assistant.submit(Pause("s"))  # while the first clause is about to be spoken
         outputs += run(assistant)
+        assert text_of(outputs).endswith(APOLOGY)
+        assert not [o for o in outputs if isinstance(o, AudioDelta | Failed)]
         assistant.submit(Resume("s"))
         outputs += run(assistant)
-        assert failed_of(outputs).code == "rate_limit_exceeded"
+        assert failed_of(outputs).message == "the voice broke"
+        assert [o for o in outputs if isinstance(o, AudioDelta)]
 
 
 def test_a_guess_without_room_fails_in_silence_and_its_turn_is_answered() -> None:
