@@ -154,7 +154,7 @@ class _Plan:
         if value_rows is not None:
             keys = 2 * shape.key_channels
             channel_rows = (*range(keys), *(keys + row for row in value_rows))
-        if self._name("linear_attn.in_proj_qkvz.weight", layer) in self._names:
+        if self._stem + f"layers.{layer}.linear_attn.in_proj_qkvz.weight" in self._names:
             qkv, z, b, a = _fused_rows(shape)
             wide = 2 * (shape.key_channels + shape.value_channels)
             project = (
