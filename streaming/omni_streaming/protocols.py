@@ -9,7 +9,7 @@ since when it has been *waiting for its client*; :class:`Clients` bounds how lon
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,6 +19,9 @@ from websockets.http11 import Request
 
 from omni.config import ServerConfig
 from omni_streaming.connection import ABORT
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGIReceiveEvent
 
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -125,6 +128,7 @@ class WebSocketProtocol(_Droppable, WebSocketsSansIOProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._since_s: float | None = self.loop.time()  # it waited, or has begun to wait again
+        self._taken_s = 0.0  # when the app last took a message
 
     def waiting_since_s(self, now_s: float) -> float | None:
         """Since when the handshake or the closing one has lacked its other half."""
@@ -140,6 +144,17 @@ class WebSocketProtocol(_Droppable, WebSocketsSansIOProtocol):
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[ABORT] = {"abort": self.abort}
 
+    async def receive(self) -> ASGIReceiveEvent:
+        message = await super().receive()
+        self._taken_s = self.loop.time()
+        return message
+
     def keepalive_timeout(self) -> None:
+        # uvicorn reads no further than the message that the app has not taken yet: the pong may
+        # lie behind it. Load must not end a session, so the time begins again.
+        if self.read_paused or self._taken_s > self.ping_sent_at:
+            assert self.ping_timeout is not None
+            self.pong_timer = self.loop.call_later(self.ping_timeout, self.keepalive_timeout)
+            return
         super().keepalive_timeout()
         self.abort()

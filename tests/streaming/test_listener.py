@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import threading
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from omni_encoders.vad import VadState, VoiceActivity
 from omni_streaming import listener
 
 from omni.config import Config
@@ -46,6 +51,32 @@ async def test_a_client_that_is_silent_but_there_is_kept() -> None:
         await asyncio.wait(
             [asyncio.create_task(client.connection.wait_closed())], timeout=PING_S * 4
         )
+        assert await client.answer("talk 2") == "1 2 "
+
+
+class _Slow(VoiceActivity):
+    """Voice activity on a machine that is busy with something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = threading.Event()
+
+    def probability(self, frame: NDArray[np.float32], state: VadState) -> float:
+        assert self.may_go_on.wait(60)
+        return super().probability(frame, state)
+
+
+@pytest.mark.usefixtures("_pings_often")
+async def test_a_client_whose_pong_we_do_not_read_is_kept() -> None:
+    vad = _Slow()
+    audio = base64.b64encode(bytes(2 * 24_000)).decode()
+    async with serving(vad=vad) as running, socket(running) as client:
+        for _ in range(3):  # one is being heard, one waits, and the pong waits behind the third
+            await client.send("input_audio_buffer.append", audio=audio)
+        await asyncio.wait(
+            [asyncio.create_task(client.connection.wait_closed())], timeout=PING_S * 6
+        )
+        vad.may_go_on.set()
         assert await client.answer("talk 2") == "1 2 "
 
 
