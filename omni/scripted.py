@@ -35,6 +35,7 @@ from omni.types import (
     Open,
     Output,
     Pause,
+    Progress,
     Respond,
     ResponseConfig,
     Resume,
@@ -258,6 +259,7 @@ class ScriptedAssistant:
         if response.words is None:
             self._begin(session, response)
             assert response.words is not None
+            self._report(session_id, response)
         if response.words:
             self._say(session_id, response, response.words.pop(0))
             return
@@ -303,6 +305,7 @@ class ScriptedAssistant:
 
     def _say(self, session_id: str, response: _Response, word: str) -> None:
         response.num_words += 1
+        self._report(session_id, response)
         response.num_chars += len(word)
         self._outputs.append(TextDelta(session_id, response.id, word))
         if response.config.modality == "text":
@@ -315,15 +318,21 @@ class ScriptedAssistant:
         pcm = np.round(tone * 32767).astype("<i2").tobytes()
         self._outputs.append(AudioDelta(session_id, response.id, pcm, (mark,)))
 
+    def _report(self, session_id: str, response: _Response) -> None:
+        self._outputs.append(Progress(session_id, response.id, _usage(response)))
+
     def _done(self, session_id: str, response: _Response, reason: _Reason) -> None:
-        context = response.conversation
-        texts = [context.instructions]
-        texts += [_text(part) for m in context.messages for part in m.parts]
-        usage = Usage(
-            input_text_tokens=sum(len(text.split()) for text in texts),
-            output_text_tokens=response.num_words,
-        )
-        self._outputs.append(Done(session_id, response.id, reason, usage))
+        self._outputs.append(Done(session_id, response.id, reason, _usage(response)))
+
+
+def _usage(response: _Response) -> Usage:
+    context = response.conversation
+    texts = [context.instructions]
+    texts += [_text(part) for m in context.messages for part in m.parts]
+    return Usage(
+        input_text_tokens=sum(len(text.split()) for text in texts),
+        output_text_tokens=response.num_words,
+    )
 
 
 def _words(text: str) -> list[str]:

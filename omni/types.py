@@ -374,6 +374,18 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """What a response has used so far; one as it begins and one for every token.
+
+    So that whoever ends a response knows what it cost without waiting for its :class:`Done`.
+    """
+
+    session_id: str
+    response_id: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The one terminal output of a response that did not fail."""
 
@@ -394,5 +406,13 @@ class Failed:
 
 
 Output = (
-    TranscriptDelta | TranscriptDone | TurnScore | TextDelta | AudioDelta | ToolCall | Done | Failed
+    TranscriptDelta
+    | TranscriptDone
+    | TurnScore
+    | TextDelta
+    | AudioDelta
+    | ToolCall
+    | Progress
+    | Done
+    | Failed
 )

@@ -23,6 +23,7 @@ from omni.types import (
     Conversation,
     Mark,
     Output,
+    Progress,
     ResponseConfig,
     TextDelta,
     ToolCall,
@@ -158,7 +159,12 @@ class Response:
         self._parser = ToolCallParser(tools)
         self._on_spoken = on_spoken
         self._on_failed = on_failed
-        self._usage = usage
+        self._usage = replace(
+            usage,  # a second try comes on top of the first
+            input_text_tokens=self._usage.input_text_tokens + usage.input_text_tokens,
+            cached_tokens=self._usage.cached_tokens + usage.cached_tokens,
+        )
+        self._report()
         self._stream = self._open_stream() if self.config.modality == "audio" else None
         if opening:
             self._text(*self._parser.push(opening))
@@ -171,6 +177,7 @@ class Response:
     def take(self, token_id: int) -> None:
         """One generated token."""
         self._num_tokens += 1
+        self._report()
         text = self._decoder.push(token_id)
         self._generated.append(token_id, text)
         self._text(*self._parser.push(text))
@@ -268,6 +275,9 @@ class Response:
         speech, self._speech = self._speech, None
         if speech is not None:
             speech.cancel()
+
+    def _report(self) -> None:
+        self._voice.emit(Progress(self.session_id, self.response_id, self.total_usage()))
 
     def total_usage(self) -> Usage:
         return replace(self._usage, output_text_tokens=self._num_tokens)

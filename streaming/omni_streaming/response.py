@@ -18,6 +18,7 @@ from omni.types import (
     Done,
     Failed,
     Mark,
+    Progress,
     TextDelta,
     ToolCall,
     Usage,
@@ -37,7 +38,7 @@ SERVER_FAULTS = frozenset({"server_error", "rate_limit_exceeded"})
 """Codes of failures that are not the request's: it may be sent again as it is."""
 
 Status = Literal["completed", "cancelled", "failed", "incomplete"]
-ResponseOutput = TextDelta | AudioDelta | ToolCall | Done | Failed
+ResponseOutput = TextDelta | AudioDelta | ToolCall | Progress | Done | Failed
 
 
 class Player(Protocol):
@@ -72,6 +73,8 @@ class Response:
         self.settings = settings
         self.turn_id = turn_id
         """The turn that this response answers, if it answers one."""
+        self.usage = Usage()
+        """What it has cost so far, as far as the assistant has said."""
         self.has_output = False
         self.has_audio = False
         self._conversation_id = conversation_id if settings.is_in_band else None

@@ -35,6 +35,7 @@ from omni.types import (
     Failed,
     Open,
     Output,
+    Progress,
     Respond,
     TextDelta,
     ToolCall,
@@ -332,7 +333,9 @@ class Session:
         response = self.responses.get(output.response_id or "")
         if response is None:
             return
-        if isinstance(output, TextDelta):
+        if isinstance(output, Progress):
+            response.usage = output.usage
+        elif isinstance(output, TextDelta):
             response.add_text(output.text)
         elif isinstance(output, AudioDelta):
             response.add_audio(output.pcm, output.marks)
@@ -380,7 +383,7 @@ class Session:
         """End a response; whatever comes for it later is dropped."""
         if status == "failed" and not response.has_output:
             response.add_notice()
-        response.finish(status, usage or Usage(), reason, error)
+        response.finish(status, usage or response.usage, reason, error)
         del self.responses[response.id]
         if response is self.active:
             self.active = None

@@ -22,6 +22,7 @@ from omni.types import (
     Open,
     Output,
     Pause,
+    Progress,
     Respond,
     ResponseConfig,
     Resume,
@@ -168,6 +169,33 @@ def test_an_apology_waits_while_the_client_reads_too_slowly(
         outputs += run(assistant)
         assert failed_of(outputs).message == "the voice broke"
         assert [o for o in outputs if isinstance(o, AudioDelta)]
+
+
+def test_progress_tells_what_a_response_has_used_up_to_its_end() -> None:
+    with tiny_assistant(config=ROOMY) as assistant:
+        config = ResponseConfig(modality="text", max_output_tokens=5)
+        outputs = answer(assistant, QUESTION, config)
+        (done,) = [o for o in outputs if isinstance(o, Done)]
+        told = [o.usage for o in outputs if isinstance(o, Progress)]
+        assert [usage.output_text_tokens for usage in told] == [0, 1, 2, 3, 4, 5]
+        assert told[-1] == done.usage
+        assert done.usage.input_text_tokens == told[0].input_text_tokens > 40
+
+
+def test_a_cancelled_answer_is_done_with_what_it_has_used() -> None:
+    with tiny_assistant(config=ROOMY) as assistant:
+        assistant.submit(Open("s", QUESTION))
+        run(assistant)
+        assistant.submit(Respond("s", "r", TEXT))
+        outputs: list[Output] = []
+        while len([o for o in outputs if isinstance(o, Progress)]) < 4:
+            outputs += assistant.step()
+        told = [o.usage for o in outputs if isinstance(o, Progress)]
+        assistant.submit(Cancel("s", "r"))
+        (done,) = [o for o in run(assistant) if isinstance(o, Done)]
+        assert done.usage == told[-1]
+        assert done.usage.output_text_tokens == 3
+        assert 0 < done.usage.cached_tokens < done.usage.input_text_tokens
 
 
 def test_a_guess_without_room_fails_in_silence_and_its_turn_is_answered() -> None:

@@ -246,6 +246,32 @@ def test_a_client_cancels_the_answer() -> None:
     assert driver.finish() == []
 
 
+def test_a_cancelled_answer_reports_what_it_has_used() -> None:
+    driver = Driver(Script(answers=(LONG,)))
+    driver.send("session.update", session={"type": "realtime", "instructions": "Be very brief."})
+    driver.say("tell me all")
+    driver.send("response.create")
+    driver.step(4)
+    usage = driver.send("response.cancel")[-1]["response"]["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (6, 4, 10)
+    (words,) = [
+        part["transcript"].split() for part in driver.events[-1]["response"]["output"][0]["content"]
+    ]
+    assert len(words) == 4
+    driver.send("response.create")
+    usage = driver.send("response.cancel")[-1]["response"]["usage"]
+    assert usage["total_tokens"] == 0  # nothing of it was begun
+
+
+def test_a_failed_answer_reports_what_it_has_used() -> None:
+    driver = Driver(Script(answers=(Answer(text="one two three", failure="server_error"),)))
+    driver.send("session.update", session={"type": "realtime", "instructions": "Be very brief."})
+    driver.say("tell me all")
+    driver.send("response.create")
+    usage = driver.finish()[-1]["response"]["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"]) == (6, 3)
+
+
 def test_a_cut_answer_is_incomplete() -> None:
     driver = Driver(Script(answers=(LONG,)))
     driver.send("response.create", response={"max_output_tokens": 3})

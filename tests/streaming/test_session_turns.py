@@ -181,6 +181,8 @@ def test_speaking_over_the_answer_ends_it_in_order() -> None:
     assert response["status"] == "cancelled"
     assert response["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
     assert response["output"][0]["status"] == "incomplete"
+    num_words = len(response["output"][0]["content"][0]["transcript"].split())
+    assert response["usage"]["output_tokens"] == num_words > 0
     response_id = response["id"]
     assert [c.response_id for c in driver.commands_of(Cancel)] == [response_id]
     # Nothing of that response follows, whatever the assistant still has to say.
