@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from typing import Any
 
 import jinja2
 import jinja2.sandbox
 import pytest
+from chats import calls, conversations, for_jinja, never, plain, texts, with_tools
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from omni.config import Config, home
 from omni.models.gguf_file import GGUFFile
@@ -45,37 +43,7 @@ class Setup:
         self._jinja = environment.from_string(metadata["tokenizer.chat_template"])
 
     def jinja(self, conversation: Conversation, *, prompt: bool = False) -> str:
-        messages: list[dict[str, Any]] = []
-        if conversation.instructions:
-            messages.append({"role": "system", "content": conversation.instructions})
-        for message in conversation.messages:
-            for part in message.parts:
-                if isinstance(part, ResultPart):
-                    messages.append({"role": "tool", "content": part.output})
-            if message.role != "tool":
-                texts = [part.text for part in message.parts if isinstance(part, TextPart)]
-                calls = [
-                    {"function": {"name": part.name, "arguments": json.loads(part.arguments)}}
-                    for part in message.parts
-                    if isinstance(part, CallPart)
-                ]
-                messages.append({"role": message.role, "content": "\n".join(texts)})
-                if calls:
-                    messages[-1]["tool_calls"] = calls
-        tools = [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": tool.parameters,
-                },
-            }
-            for tool in conversation.tools
-        ]
-        return self._jinja.render(
-            messages=messages, tools=tools or None, add_generation_prompt=prompt
-        )
+        return self._jinja.render(**for_jinja(conversation), add_generation_prompt=prompt)
 
     def ids_of_text(self, text: str) -> list[int]:
         """Ids of rendered text as transformers splits it: at special tokens, wherever they are."""
@@ -109,62 +77,8 @@ def smollm() -> Setup:
     return Setup("smollm2-135m", Llama())
 
 
-def never(part: AudioPart) -> str:
-    raise AssertionError(part)
-
-
-WEATHER = ToolSpec(
-    "get_weather",
-    "Wetter für eine Stadt \u2014 <b>now</b>",
-    {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-)
-TIME = ToolSpec("get_time", "", {})
-
-# Text that begins with white space merges with the header's line break in the models' own
-# tokenisation and not in ours, where header and words are separate runs; the text is the same.
-# Text that spells a special token differs too, and on purpose: see the injection test below.
-texts = (
-    st.text(st.one_of(st.sampled_from("ab \n'.,7é中🙂"), st.characters(codec="utf-8")), max_size=20)
-    .map(str.strip)
-    .filter(lambda text: not re.search(r"<[|/a-z]", text))
-)
-filled = texts.filter(bool)
-arguments = st.dictionaries(st.sampled_from(["city", "n"]), st.one_of(texts, st.integers()))
-calls = st.builds(
-    CallPart, st.just("c"), st.sampled_from(["get_weather", "get_time"]), arguments.map(json.dumps)
-)
-plain = st.one_of(
-    st.builds(lambda text: Message("user", (TextPart(text),)), texts),
-    st.builds(lambda text: Message("assistant", (TextPart(text),)), texts),
-    st.builds(lambda text: Message("system", (TextPart(text),)), texts),
-)
-with_tools = st.one_of(
-    plain,
-    st.builds(lambda made: Message("assistant", tuple(made)), st.lists(calls, min_size=1)),
-    st.builds(lambda text, call: Message("assistant", (TextPart(text), call)), filled, calls),
-    st.builds(lambda text: Message("tool", (ResultPart("c", text),)), texts),
-    st.builds(
-        lambda one, two: Message("tool", (ResultPart("c", one), ResultPart("d", two))), texts, texts
-    ),
-)
-
-
-def conversations(messages: st.SearchStrategy[Message]) -> st.SearchStrategy[Conversation]:
-    first = st.builds(lambda text: Message("user", (TextPart(text),)), texts)
-    rest = st.lists(messages, max_size=6)
-    return st.builds(
-        lambda instructions, tools, head, tail: Conversation(
-            instructions=instructions, tools=tools, messages=(head, *tail)
-        ),
-        texts,
-        st.sampled_from([(), (WEATHER,), (WEATHER, TIME)]),
-        first,
-        rest,
-    )
-
-
 @settings(max_examples=150, deadline=None)
-@given(conversation=conversations(with_tools))
+@given(conversation=conversations(with_tools(plain, calls)))
 def test_qwen_renders_what_its_own_template_renders(
     qwen: Setup, conversation: Conversation
 ) -> None:
@@ -189,7 +103,7 @@ def test_the_answer_header_is_the_generation_prompt(qwen: Setup) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(conversation=conversations(with_tools), text=texts)
+@given(conversation=conversations(with_tools(plain, calls)), text=texts)
 def test_runs_of_messages_concatenate_to_the_whole(
     qwen: Setup, conversation: Conversation, text: str
 ) -> None:
