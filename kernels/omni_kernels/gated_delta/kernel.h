@@ -118,14 +118,21 @@ OMNI_INLINE void step(float* state, const float* fetch, int64_t dim, const float
   }
 }
 
+// A state is cold when its first token comes: rows are fetched so far ahead of their step, but none
+// of the next head, which another thread may be writing.
+constexpr int64_t kAhead = 2 * kDeltaRows;
+
+// Fetch the first rows of a head's state, before the work that precedes the steps.
+OMNI_INLINE void fetch_first(const DeltaLayer& layer, const float* state) {
+  const int64_t rows = kAhead < layer.value_dim ? kAhead : layer.value_dim;
+  for (int64_t i = 0; i < rows * layer.key_dim; i += 16) __builtin_prefetch(state + i);
+}
+
 // Pass `tokens` tokens over one head's state [V, K]. DIM is K, or 0 when it is not known here.
 template <int64_t DIM>
 OMNI_FN static void advance(const DeltaLayer& layer, int64_t tokens, float* state,
                             DeltaBuffers& buffers) {
   const int64_t dim = DIM ? DIM : layer.key_dim, rows = layer.value_dim;
-  // The first token meets a cold state: it fetches two steps ahead, but nothing of the next head,
-  // which another thread may be writing.
-  constexpr int64_t kAhead = 2 * kDeltaRows;
   for (int64_t block = 0; block < rows; block += kDeltaBlock) {
     const int64_t end = rows < block + kDeltaBlock ? rows : block + kDeltaBlock;
     for (int64_t t = 0; t < tokens; ++t) {
@@ -180,6 +187,9 @@ OMNI_FN static void head(const DeltaLayer& layer, const DeltaRun& run, int64_t k
   const int64_t heads = layer.key_heads, group = layer.group();
   const int64_t q_channel = key_head * key_dim, k_channel = (heads + key_head) * key_dim;
   const int64_t v_channel = 2 * heads * key_dim + key_head * group * value_dim;
+  const int64_t state_size = value_dim * key_dim;
+  float* states = run.recurrent + key_head * group * state_size;
+  fetch_first(layer, states);
 
   for (int64_t first = 0; first < run.tokens; first += kDeltaTokens) {
     const int64_t left = run.tokens - first;
@@ -192,9 +202,10 @@ OMNI_FN static void head(const DeltaLayer& layer, const DeltaRun& run, int64_t k
       buffers.kq[t] = dot(buffers.k + t * key_dim, buffers.q + t * key_dim, key_dim);
     for (int64_t i = 0; i < group; ++i) {
       const int64_t value_head = key_head * group + i;
+      float* state = states + i * state_size;
+      if (i > 0) fetch_first(layer, state);
       convolve(layer, run, first, tokens, v_channel + i * value_dim, value_dim, buffers.v);
       gates(layer, run, first, tokens, value_head, buffers);
-      float* state = run.recurrent + value_head * value_dim * key_dim;
       if (key_dim == 128)
         advance<128>(layer, tokens, state, buffers);
       else
