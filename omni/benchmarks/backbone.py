@@ -97,10 +97,10 @@ def measure_speed(path: Path, num_rounds: int, num_threads: int) -> dict[str, An
     }
 
 
-def report_speed(speed: dict[str, Any]) -> None:
+def report_speed(speed: dict[str, Any], name: str) -> None:
     """Print the table and the closing line of JSON."""
     print(
-        f"{MODEL}, {PROMPT_TOKENS} + {ANSWER_TOKENS} tokens, {speed['num_threads']} threads, "
+        f"{name}, {PROMPT_TOKENS} + {ANSWER_TOKENS} tokens, {speed['num_threads']} threads, "
         f"medians of {speed['rounds']} rounds, kernels {speed['kernels']}"
     )
     print(f"  {'':<22}{'omni':>9}{'llama.cpp':>11}{'ratio':>8}")
@@ -141,7 +141,7 @@ def main() -> None:
         report_quality(measure_quality(path, arguments.tokens))
     if arguments.speed:
         num_threads = threads.resolve(engine=arguments.threads).engine
-        report_speed(measure_speed(path, arguments.rounds, num_threads))
+        report_speed(measure_speed(path, arguments.rounds, num_threads), path.parent.name)
 
 
 if __name__ == "__main__":

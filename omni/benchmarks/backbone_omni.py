@@ -58,7 +58,12 @@ class Sequence:
             spec.num_kv_heads,
             spec.head_dim,
         )
-        self._state = StateView(kv=torch.zeros(shape, dtype=spec.kv_dtype))
+        slots = (2, spec.num_recurrent)
+        self._state = StateView(
+            kv=torch.zeros(shape, dtype=spec.kv_dtype),
+            recurrent=torch.zeros(*slots, *spec.recurrent_shape) if spec.num_recurrent else None,
+            conv=torch.zeros(*slots, *spec.conv_shape) if spec.num_recurrent else None,
+        )
 
     def step(self, ids: list[int], *, all_rows: bool) -> torch.Tensor:
         """Compute ``ids`` too; logits of every one of them, or of the last alone."""
@@ -69,7 +74,7 @@ class Sequence:
             cu_seqlens=(0, count),
             num_computed=(self._computed,),
             page_table=(self._pages,),
-            slots=(0,),
+            slots=(1,),
             logits_rows=torch.arange(0 if all_rows else count - 1, count),
         )
         self._computed += count

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -28,17 +29,25 @@ threads.set_environment()  # before torch
 import torch  # noqa: E402
 from omni_kernels.linear import backend, set_num_threads  # noqa: E402
 
-from omni.benchmarks.process import resident_mb  # noqa: E402
-from omni.benchmarks.random_model import QWEN3_5_08B, tiny, write_folder  # noqa: E402
+from omni.benchmarks.backbone import PROMPT_TOKENS, measure_speed  # noqa: E402
+from omni.benchmarks.process import Worker, resident_mb  # noqa: E402
+from omni.benchmarks.random_model import (  # noqa: E402
+    QWEN3_5_08B,
+    tiny,
+    write_folder,
+    write_gguf,
+)
 from omni.config import Config, EngineConfig, home  # noqa: E402
 from omni.engine.engine import Engine, Priority, SamplingParams  # noqa: E402
 from omni.models.backbone import DecoderStack  # noqa: E402
 from omni.models.batch import Batch, StateView  # noqa: E402
 from omni.models.loading import load_backbone  # noqa: E402
 
-PARTS = ("rollback", "listening", "growth", "far")
+PARTS = ("rollback", "listening", "speed", "growth", "far")
+NAME = "qwen3.5-0.8b-random"
 REPLAY_TARGET_MS = 35.0  # 64 tokens
 COPY_SHARE_TARGET = 0.8
+LLAMA_TARGET, TRANSFORMERS_TARGET = 1.2, 5.0
 FAR_TOKENS = 262_144
 FAR_MEMORY_LIMIT_GB = 12.0
 PIECE_S, UTTERANCE_S = 0.2, 10.0
@@ -190,6 +199,38 @@ def _first_token(engine: Engine, sequence: int, ids: list[int]) -> None:
     drain(engine)
 
 
+# --- Speed -----------------------------------------------------------------------------------
+
+
+def speed(file: Path, folder: Path, num_threads: int, num_rounds: int) -> dict[str, Any]:
+    """Prefill and decoding beside llama.cpp (same 8-bit file) and transformers (bf16)."""
+    request = {"ids": random_ids(PROMPT_TOKENS, 1000), "num_tokens": 16, "bandwidth": False}
+    arguments, environment = (str(file), str(num_threads)), dict(os.environ)
+    taken: dict[str, list[dict[str, Any]]] = {"omni": [], "transformers": []}
+    with (
+        Worker("omni.benchmarks.backbone_omni", *arguments, environment=environment) as ours,
+        Worker(
+            "omni.benchmarks.backbone_transformers",
+            *(str(folder), str(num_threads), "bfloat16"),
+            environment=environment,
+        ) as theirs,
+    ):
+        for number in range(num_rounds + 1):  # the first warms up
+            for side, worker in (("omni", ours), ("transformers", theirs)):
+                answer = worker.ask(request)
+                if number:
+                    taken[side].append(answer)
+    ratios = {
+        part: median(a[part] for a in taken["transformers"])
+        / median(a[part] for a in taken["omni"])
+        for part in ("prefill_s", "decode_s")
+    }
+    return {
+        "llama": measure_speed(file, num_rounds, num_threads),
+        "transformers": {"prefill": ratios["prefill_s"], "decode": ratios["decode_s"]},
+    }
+
+
 # --- Growth ----------------------------------------------------------------------------------
 
 
@@ -324,6 +365,14 @@ def report(result: dict[str, Any]) -> None:
         print(f"  {row}")
         for how, value in found["first_token_ms"].items():
             print(f"  first token after 10 s of speech {how}: {value:.0f} ms")
+    if found := result.get("speed"):
+        llama, slow = found["llama"], found["transformers"]
+        print(
+            f"beside llama.cpp (Q8_0): prefill {llama['prefill_ratio']:.2f}x, decode "
+            f"{llama['decode_ratio']:.2f}x (target {LLAMA_TARGET}x); beside transformers (bf16): "
+            f"prefill {slow['prefill']:.1f}x, decode {slow['decode']:.1f}x "
+            f"(target {TRANSFORMERS_TARGET:.0f}x)"
+        )
     if found := result.get("growth"):
         for name, curve in found["curves"].items():
             row = ", ".join(f"{c['context'] // 1024}k {c['decode_ms']:.2f}" for c in curve)
@@ -341,6 +390,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated")
     parser.add_argument("--threads", type=int, default=0, help="0: as the server")
+    parser.add_argument("--rounds", type=int, default=4, help="of speed (%(default)s)")
     arguments = parser.parse_args()
     num_threads = threads.resolve(engine=arguments.threads).engine
     torch.set_num_threads(num_threads)
@@ -348,8 +398,13 @@ def main() -> None:
     chosen = arguments.only or PARTS
     root = home(Config())
     result: dict[str, Any] = {"benchmark": "hybrid", "threads": num_threads, "kernels": backend()}
-    if set(chosen) - {"growth"}:
-        folder = write_folder(root / "bench" / "qwen3.5-0.8b-random", QWEN3_5_08B)
+    folder, file = (root / "bench" / name for name in (NAME, f"{NAME}.gguf"))
+    if "speed" in chosen:
+        write_gguf(file, QWEN3_5_08B)
+        write_folder(folder, QWEN3_5_08B)
+        result["speed"] = speed(file, folder, num_threads, arguments.rounds)
+    if set(chosen) - {"growth", "speed"}:
+        write_folder(folder, QWEN3_5_08B)
         stack = load_backbone(folder, home=root)
         for name, work in (("rollback", rollback), ("listening", listening), ("far", far)):
             if name in chosen:

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
 
 from omni.models import registry
 from omni.models.weights import Piece
@@ -47,6 +49,11 @@ QWEN3_5_08B: dict[str, Any] = {
 }
 
 _SHARD_BYTES = 512 * 2**20
+_SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+)
 
 
 def tiny(num_layers: int, layer_types: list[str], max_positions: int) -> dict[str, Any]:
@@ -118,3 +125,66 @@ def _shards(config: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
         shard[piece.name] = tensor
         num_bytes += tensor.nbytes
     yield shard
+
+
+def write_gguf(path: Path, config: Mapping[str, Any]) -> Path:
+    """A GGUF file of ``config`` with matrices in Q8_0; left alone if it is there.
+
+    The vocabulary is made up: the bytes, then words that stand for nothing.
+    """
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    writer = gguf.GGUFWriter(partial, "qwen35")
+    rope = config["rope_parameters"]
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(int(config["head_dim"] * rope["partial_rotary_factor"]))
+    writer.add_rope_dimension_sections([*rope["mrope_section"], 0])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+    writer.add_ssm_state_size(config["linear_key_head_dim"])
+    writer.add_ssm_group_count(config["linear_num_key_heads"])
+    writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
+    writer.add_ssm_inner_size(config["linear_value_head_dim"] * config["linear_num_value_heads"])
+    writer.add_full_attention_interval(config["full_attention_interval"])
+    _add_vocabulary(writer, config["vocab_size"])
+    family = registry.family_of("qwen35")
+    plan = family.plan(family.config_from_hf(config), "gguf")
+    generator = torch.Generator().manual_seed(0)
+    for piece in {p.name: p for entry in plan for p in entry.pieces}.values():
+        tensor = random_tensor(piece, generator)
+        if piece.name.endswith("ssm_a"):
+            tensor = -torch.empty(piece.shape).uniform_(1, 16, generator=generator)
+        elif piece.name.endswith("norm.weight"):
+            tensor += 1
+        is_plain = tensor.dim() == 1 or "conv1d" in piece.name
+        kind = gguf.GGMLQuantizationType.F32 if is_plain else gguf.GGMLQuantizationType.Q8_0
+        values = tensor.squeeze(1).numpy() if tensor.dim() == 3 else tensor.numpy()
+        writer.add_tensor(piece.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.rename(path)
+    return path
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*_SPECIAL, *alphabet, "ab", *(f"word{index}" for index in range(size))][:size]
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen35")
+    writer.add_token_list(tokens)
+    writer.add_token_types([control] * len(_SPECIAL) + [normal] * (size - len(_SPECIAL)))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(_SPECIAL.index("<|im_end|>"))

@@ -22,18 +22,21 @@ conversation  latency, right answers, cut-offs, interruptions and four conversat
               server of its own, beside a naive serial pipeline (about 10 minutes; --quick: 2)
 backbone      quality against fp32, and speed beside llama.cpp
 hearing       word error rate and CPU time beside faster-whisper
+hybrid        the Gated DeltaNet backbone at Qwen3.5-0.8B's shapes with random weights: rollback,
+              growth with context, listening as prefill, speed beside llama.cpp and transformers
 kernels       the C++ operations beside torch, as a share of read bandwidth
 
 All but the first need the extra `bench`, the last two a source checkout. Ratios are taken side by
 side in one run; close other programs. The last line is JSON."""
 
-BENCHMARKS = ("conversation", "backbone", "hearing", "kernels")
+BENCHMARKS = ("conversation", "backbone", "hybrid", "hearing", "kernels")
 SCENARIOS = ("questions", "crowd", "pauses", "barge_in", "bystanders")
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "backbone": (
         ("-m", "omni.benchmarks.backbone", "--quality"),
         ("-m", "omni.benchmarks.backbone", "--speed"),
     ),
+    "hybrid": (("-m", "omni.benchmarks.hybrid"),),
     "hearing": (("encoders/bench.py",),),
     "kernels": (("kernels/bench.py",),),
 }
