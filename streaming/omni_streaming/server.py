@@ -44,8 +44,10 @@ from omni_streaming.session import Session
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 8.0  # for the answers under way when the server is told to stop
+MAX_REASON_BYTES = 123  # RFC 6455, 5.5: what a close frame has room for
 MAX_REST_BODY_BYTES = 256 * 1024
 PROTOCOL = "realtime"
+INTENTS = ("realtime", "transcription")
 
 LOADING = "models_loading"
 """Error code for those who come too early: the page tries again by itself."""
@@ -64,9 +66,15 @@ class Refusal:
     type: str
     code: str
     message: str
+    param: str | None = None
 
     def error(self) -> dict[str, Any]:
-        return {"type": self.type, "code": self.code, "message": self.message, "param": None}
+        return {
+            "type": self.type,
+            "code": self.code,
+            "message": self.message,
+            "param": self.param,
+        }
 
 
 @dataclass(kw_only=True)
@@ -107,6 +115,7 @@ class Server:
         gauge("omni_ready", "1 when the models are loaded.", lambda: float(self._is_ready))
         gauge("omni_parts_waiting", "Parts that wait.", lambda: parts.num_waiting)
         gauge("omni_parts_refused", "Parts refused, queue full.", lambda: parts.num_refused)
+        self.metrics.watch_engine(lambda: self.worker.stats)
 
     def app(self) -> Starlette:
         """The ASGI app."""
@@ -194,7 +203,14 @@ class Server:
         try:
             self._models.resolve(websocket.query_params.get("model"))
         except InputError as error:
-            return Refusal(4000, "invalid_request_error", "model_not_found", str(error))
+            return Refusal(4000, "invalid_request_error", "model_not_found", str(error), "model")
+        intent = websocket.query_params.get("intent")
+        if intent and intent not in INTENTS:
+            message = (
+                f"intent is {intent[:100]!r}, expected 'transcription' or 'realtime' "
+                "(a conversation, which is also what is meant without it)"
+            )
+            return Refusal(4000, "invalid_request_error", "invalid_value", message, "intent")
         if self._is_draining:
             return Refusal(1012, "server_error", "server_error", "the server is going down")
         if self.worker.state != "ready":
@@ -218,7 +234,8 @@ class Server:
         await websocket.send_text(
             json.dumps({"type": "error", "event_id": new_id("event"), "error": error})
         )
-        await websocket.close(refusal.close_code, refusal.message[:120])  # RFC 6455: 123 bytes
+        reason = refusal.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+        await websocket.close(refusal.close_code, reason)
 
     # --- REST ------------------------------------------------------------------------------------
 

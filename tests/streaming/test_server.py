@@ -8,6 +8,7 @@ import socket as sockets
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -151,6 +152,26 @@ async def test_an_unknown_model_is_refused_with_4000() -> None:
 async def test_intent_transcription_opens_a_transcription_session() -> None:
     async with serving() as running, socket(running, "?intent=transcription") as client:
         assert client.events[0]["session"]["type"] == "transcription"
+
+
+@pytest.mark.parametrize("query", ["?intent=realtime", "?intent=", ""])
+async def test_without_an_intent_or_with_the_ordinary_one_a_conversation_is_opened(
+    url: str, query: str
+) -> None:
+    async with socket(url, query) as client:
+        assert client.events[0]["session"]["type"] == "realtime"
+
+
+@pytest.mark.parametrize("intent", ["xx", "Transcription", "x" * 2000, "\N{GRINNING FACE}" * 100])
+async def test_an_unknown_intent_is_refused_with_4000(intent: str) -> None:
+    async with serving() as running:
+        async with socket(running, f"?intent={quote(intent)}", created=False) as client:
+            assert await refused(client, "invalid_value", 4000) == (
+                f"intent is {intent[:100]!r}, expected 'transcription' or 'realtime' "
+                "(a conversation, which is also what is meant without it)"
+            )
+            assert client.events[0]["error"]["param"] == "intent"
+        assert running.server.num_sessions == 0
 
 
 # --- keys ----------------------------------------------------------------------------------------
