@@ -215,6 +215,9 @@ class ScriptedAssistant:
         outputs, self._outputs = self._outputs, []
         return outputs
 
+    def stats(self) -> None:
+        """There is no engine."""
+
     def has_work(self) -> bool:
         """Whether another step would give anything."""
         sessions = self._sessions.values()
@@ -258,8 +261,8 @@ class ScriptedAssistant:
     def _advance(self, session_id: str, session: _Session, response: _Response) -> None:
         if response.words is None:
             self._begin(session, response)
-            assert response.words is not None
             self._report(session_id, response)
+            assert response.words is not None
         if response.words:
             self._say(session_id, response, response.words.pop(0))
             return

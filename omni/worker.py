@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from omni.engine.outputs import EngineStats
 from omni.errors import OmniError
 from omni.parts import Parts, ThreadParts
 from omni.types import (
@@ -76,6 +77,8 @@ class Port(Protocol):
 
     def has_work(self) -> bool: ...
 
+    def stats(self) -> EngineStats | None: ...
+
     def close(self) -> None: ...
 
 
@@ -122,6 +125,8 @@ class Worker:
         self.state: State = "loading"
         self.failure: BaseException | None = None
         """Why ``state`` is ``failed``."""
+        self.stats: EngineStats | None = None
+        """The engine after its latest step, None without one: a value that any thread may read."""
 
     # --- called from event loops -----------------------------------------------------------------
 
@@ -241,6 +246,7 @@ class Worker:
             if not self._step(assistant):
                 self._close(assistant)
                 assistant = self._make()
+            self.stats = assistant.stats() if assistant is not None else None
         if assistant is not None:
             self._close(assistant)
 
@@ -258,11 +264,13 @@ class Worker:
             self._settled.set()
             self._fail_everybody()
             return None
+        self.stats = assistant.stats()
         self.state = "ready"
         self._settled.set()
         return assistant
 
     def _close(self, assistant: Port) -> None:
+        self.stats = None
         try:
             assistant.close()
         except Exception:

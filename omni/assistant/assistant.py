@@ -142,6 +142,7 @@ class Assistant:
         return self._speech
 
     def stats(self) -> EngineStats:
+        """On the engine thread only, as everything here; others read ``Worker.stats``."""
         return self._engine.stats()
 
     def check_integrity(self) -> None:

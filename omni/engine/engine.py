@@ -401,6 +401,7 @@ class Engine:
         return EngineStats(
             num_sequences=len(self._sequences),
             max_sequences=self._config.max_sequences,
+            num_held=sum(sequence.is_held for sequence in self._sequences.values()),
             num_snapshots=len(self._snapshots),
             num_pages=self._cache.num_pages,
             num_pages_free=self._cache.num_available,

@@ -46,6 +46,7 @@ class EngineStats:
 
     num_sequences: int
     max_sequences: int
+    num_held: int  # sequences on hold
     num_snapshots: int
     num_pages: int
     num_pages_free: int  # cached ones included: they can be had at once

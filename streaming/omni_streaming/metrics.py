@@ -6,11 +6,14 @@ session's events, commands and outputs, so that nothing else has to remember to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from omni.engine.outputs import EngineStats
 from omni.types import (
     OUTPUT_RATE_HZ,
     AudioDelta,
@@ -88,8 +91,46 @@ class Metrics:
         """Add a gauge that is read when asked for."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
+    def watch_engine(self, read: Callable[[], EngineStats | None]) -> None:
+        """Show the engine's numbers, all of one moment, as long as there is an engine."""
+        self.registry.register(_EngineNumbers(read))
+
     def render(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class _EngineNumbers(Collector):
+    """Reads the engine's stats when asked; counters begin anew with a rebuilt assistant."""
+
+    def __init__(self, read: Callable[[], EngineStats | None]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._read()
+        if stats is None:
+            return
+        pages = GaugeMetricFamily(
+            "omni_engine_pages",
+            "KV pages: in use, cached for the next prefix alike, and free.",
+            labels=["state"],
+        )
+        pages.add_metric(["in_use"], stats.num_pages - stats.num_pages_free)
+        pages.add_metric(["cached"], stats.num_pages_cached)
+        pages.add_metric(["free"], stats.num_pages_free - stats.num_pages_cached)
+        yield pages
+        for name, text, value in (
+            ("sequences", "Sequences with state, forks included.", stats.num_sequences),
+            ("sequences_held", "Sequences on hold for slow clients.", stats.num_held),
+            ("last_step_tokens", "Tokens that the latest step computed.", stats.last_step_tokens),
+        ):
+            yield GaugeMetricFamily(f"omni_engine_{name}", text, value)
+        for name, text, value in (
+            ("steps", "Steps taken.", stats.num_steps),
+            ("tokens", "Tokens computed.", stats.num_tokens),
+            ("tokens_cached", "Tokens of shared prefixes, not computed.", stats.num_tokens_cached),
+            ("tokens_sampled", "Tokens sampled.", stats.num_tokens_sampled),
+        ):
+            yield CounterMetricFamily(f"omni_engine_{name}", text, value)
 
 
 class SessionMetrics:

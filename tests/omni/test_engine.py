@@ -535,9 +535,11 @@ def test_a_sequence_on_hold_waits_and_then_goes_on_as_if_nothing_was() -> None:
     for seq_id in (held, free):
         run.engine.generate(seq_id, SamplingParams(max_tokens=5))
     run.engine.hold(held, True)
+    assert run.engine.stats().num_held == 1
     run.drain()
     assert len(run.generated(free)) == 5
     assert run.generated(held) == []
     run.engine.hold(held, False)
+    assert run.engine.stats().num_held == 0
     run.drain()
     assert run.generated(held) == run.generated(free)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from omni.engine.outputs import EngineStats
 from omni.errors import CancelledError, CapacityError, ModelError
 from omni.parts import InlineParts, Parts, ThreadParts
 from omni.types import (
@@ -51,6 +52,7 @@ class EchoPort:
         self.thread_ids: set[int] = set()
         self.paused: set[str] = set()
         self.is_closed = False
+        self.engine_stats: EngineStats | None = None
 
     def submit(self, command: Command) -> None:
         self.thread_ids.add(threading.get_ident())
@@ -86,6 +88,9 @@ class EchoPort:
                 outputs.append(Done(session_id, response_id, "completed", Usage()))
                 del self.left[session_id, response_id]
         return outputs
+
+    def stats(self) -> EngineStats | None:
+        return self.engine_stats
 
     def has_work(self) -> bool:
         return bool(self.outputs) or any(key[0] not in self.paused for key in self.left)
@@ -243,6 +248,30 @@ async def test_a_step_that_raises_ends_the_responses_under_way_and_the_server_go
         ends = [o for o in listener.outputs if isinstance(o, Done | Failed)]
         assert [o.response_id for o in ends] == ["warm", "r", "after"], "exactly one end each"
         assert len(built) == 1
+
+
+async def test_stats_are_those_of_the_latest_step_and_of_the_assistant_that_is_there() -> None:
+    def stats(num_steps: int) -> EngineStats:
+        numbers = dict.fromkeys(EngineStats.__dataclass_fields__, 0)
+        return EngineStats(**{**numbers, "num_steps": num_steps})
+
+    threads: set[int] = set()
+
+    class Counting(EchoPort):
+        def stats(self) -> EngineStats | None:
+            threads.add(threading.get_ident())
+            return stats(len(self.commands))
+
+    async with running(Counting) as (worker, built):
+        assert worker.stats == stats(0)
+        listener = Listener(worker, "s")
+        listener.respond("r")
+        await listener.until_ended("r")
+        listener.respond("again")  # what came before its first output was published by then
+        await listener.until(lambda o: any(getattr(x, "response_id", "") == "again" for x in o))
+        assert worker.stats in (stats(2), stats(3))
+        assert threads == built[0].thread_ids
+    assert worker.stats is None
 
 
 async def test_an_assistant_that_goes_on_failing_is_built_again() -> None:

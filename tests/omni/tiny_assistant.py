@@ -27,7 +27,7 @@ from omni.engine.engine import Engine
 from omni.models import LoadedModel
 from omni.models.qwen2 import Qwen2
 from omni.models.tokenizer import Tokenizer, _byte_alphabet
-from omni.parts import InlineParts
+from omni.parts import InlineParts, Parts
 from omni.speech.contract import SpeechDecoder
 from omni.speech.registry import open_decoder
 from omni.types import INPUT_RATE_HZ, AudioPart, Conversation, Feed, Message, Output, TextPart
@@ -128,21 +128,31 @@ def voice() -> SpeechDecoder:
     return open_decoder("hibari", Path())
 
 
+def build(
+    parts: Parts,
+    script: Script | None = None,
+    config: EngineConfig | None = None,
+    *,
+    max_sessions: int = 4,
+) -> Assistant:
+    config = config or EngineConfig(num_pages=1024, max_context_tokens=MAX_POSITIONS)
+    return Assistant(
+        model=model(),
+        engine=Engine(model().backbone, config, max_owners=max_sessions),
+        hearing=Hearing(StreamingRecogniser(script or Script(), Loudness()), EvenOdds()),
+        speech=voice(),
+        parts=parts,
+        instructions="Be brief.",
+        max_context_tokens=config.max_context_tokens,
+    )
+
+
 @contextmanager
 def tiny_assistant(
     script: Script | None = None, config: EngineConfig | None = None, *, max_sessions: int = 4
 ) -> Iterator[Assistant]:
     """An assistant whose books must balance, and be empty, at the end."""
-    config = config or EngineConfig(num_pages=1024, max_context_tokens=MAX_POSITIONS)
-    assistant = Assistant(
-        model=model(),
-        engine=Engine(model().backbone, config, max_owners=max_sessions),
-        hearing=Hearing(StreamingRecogniser(script or Script(), Loudness()), EvenOdds()),
-        speech=voice(),
-        parts=InlineParts(),
-        instructions="Be brief.",
-        max_context_tokens=config.max_context_tokens,
-    )
+    assistant = build(InlineParts(), script, config, max_sessions=max_sessions)
     yield assistant
     assistant.check_integrity()
     assistant.close()

@@ -116,6 +116,9 @@ class Chatter:
                 outputs.append(Done(session_id, response_id, "completed", usage))
         return outputs
 
+    def stats(self) -> None:
+        """There is no engine."""
+
     def has_work(self) -> bool:
         return bool(self.outputs) or any(key[0] not in self.paused for key in self.speeches)
 
