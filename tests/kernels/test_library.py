@@ -126,10 +126,11 @@ import torch
 from omni_kernels import linear as lib
 lib.set_num_threads(3)
 weight, x = lib.pack(torch.randn(600, 320)), torch.randn(9, 320)
+out = torch.empty(9, 600)  # made here: a daemon thread that exits inside torch aborts the process
 started = threading.Event()
 def forever():
     while True:
-        lib.linear(x, weight)
+        lib.linear(x, weight, out=out)
         started.set()
 threading.Thread(target=forever, daemon=True).start()
 assert started.wait(30)
