@@ -29,6 +29,7 @@ threads.set_environment()  # before torch
 import torch  # noqa: E402
 from omni_kernels.linear import backend, set_num_threads  # noqa: E402
 
+from omni.benchmarks import hybrid_report  # noqa: E402
 from omni.benchmarks.backbone import PROMPT_TOKENS, measure_speed  # noqa: E402
 from omni.benchmarks.process import Worker, resident_mb  # noqa: E402
 from omni.benchmarks.random_model import (  # noqa: E402
@@ -45,11 +46,7 @@ from omni.models.loading import load_backbone  # noqa: E402
 
 PARTS = ("rollback", "listening", "speed", "growth", "far")
 NAME = "qwen3.5-0.8b-random"
-REPLAY_TARGET_MS = 35.0  # 64 tokens
-COPY_SHARE_TARGET = 0.8
-LLAMA_TARGET, TRANSFORMERS_TARGET = 1.2, 5.0
 FAR_TOKENS = 262_144
-FAR_MEMORY_LIMIT_GB = 12.0
 PIECE_S, UTTERANCE_S = 0.2, 10.0
 AUDIO_TOKENS_PER_S = 13  # of the open omni models with the densest audio still in use
 GROWTH_TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -343,48 +340,6 @@ def far(stack: DecoderStack) -> dict[str, Any]:
 # --- The program -----------------------------------------------------------------------------
 
 
-def report(result: dict[str, Any]) -> None:
-    """Print what was measured beside its target."""
-    if found := result.get("rollback"):
-        print("rollback, Qwen3.5-0.8B shapes:")
-        for row in found["replay"]:
-            print(
-                f"  {row['tokens']:>3} tokens back by replay {row['replay_ms']:6.1f} ms, "
-                f"computed again {row['compute_again_ms']:6.0f} ms"
-            )
-        print(f"  target: 64 tokens <= {REPLAY_TARGET_MS:.0f} ms")
-        print(
-            f"  snapshot of {found['state_mb']:.1f} MB {found['copy_ms']['snapshot']:.2f} ms, "
-            f"{found['snapshot_share_of_copy']:.0%} of a plain copy's speed; restore "
-            f"{found['restore_share_of_copy']:.0%} (target >= {COPY_SHARE_TARGET:.0%}); "
-            f"fork {found['fork_ms']:.1f} ms"
-        )
-    if found := result.get("listening"):
-        print("incremental prefill, tokens per second by chunk:")
-        row = ", ".join(f"{c['chunk']}: {c['tokens_per_s']:.0f}" for c in found["chunks"])
-        print(f"  {row}")
-        for how, value in found["first_token_ms"].items():
-            print(f"  first token after 10 s of speech {how}: {value:.0f} ms")
-    if found := result.get("speed"):
-        llama, slow = found["llama"], found["transformers"]
-        print(
-            f"beside llama.cpp (Q8_0): prefill {llama['prefill_ratio']:.2f}x, decode "
-            f"{llama['decode_ratio']:.2f}x (target {LLAMA_TARGET}x); beside transformers (bf16): "
-            f"prefill {slow['prefill']:.1f}x, decode {slow['decode']:.1f}x "
-            f"(target {TRANSFORMERS_TARGET:.0f}x)"
-        )
-    if found := result.get("growth"):
-        for name, curve in found["curves"].items():
-            row = ", ".join(f"{c['context'] // 1024}k {c['decode_ms']:.2f}" for c in curve)
-            print(f"decode ms a token against context, tiny {name}: {row}")
-    if found := result.get("far"):
-        print(
-            f"behind {found['context']} tokens of made-up state: 128 tokens of prefill "
-            f"{found['prefill_128_ms']:.0f} ms, decode {found['decode_ms']:.0f} ms a token, "
-            f"{found['process_gb']:.1f} GB (limit {FAR_MEMORY_LIMIT_GB:.0f})"
-        )
-
-
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -412,7 +367,9 @@ def main() -> None:
     if "growth" in chosen:
         with tempfile.TemporaryDirectory() as scratch:
             result["growth"] = growth(Path(scratch))
-    report(result)
+    if set(chosen) == set(PARTS):
+        for row in hybrid_report.rows({"results": [result]}):
+            print(f"  {row.what}: {row.measured} {row.target and f'(target {row.target})'}")
     print(json.dumps(result))
 
 

@@ -91,7 +91,12 @@ def _script(name: str, out: Path) -> None:
         if not lines or not lines[-1].startswith("{"):  # 1 with a result: a target was missed
             raise OmniError(f"the benchmark {' '.join(arguments)} ended with {process.returncode}")
         results.append(json.loads(lines[-1]))
-    print(f"Written: {report.write(out, name, {'results': results})}")
+    written = [report.write(out, name, {"results": results})]
+    if name == "hybrid":
+        from omni.benchmarks import hybrid_report
+
+        written.append(hybrid_report.draw(out, {"results": results}))
+    print(f"Written: {', '.join(map(str, written))}")
 
 
 def _conversation(config: Config, args: argparse.Namespace) -> None:
