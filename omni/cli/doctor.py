@@ -191,9 +191,8 @@ def examine_models(settings: config.Config, home: Path) -> Iterator[Finding]:
         try:
             at = store.find(name, home, role=role)
         except ModelError as error:
-            can_fetch = name in store.MANIFEST.names(role)
-            advice = f"run `omni fetch {name}`" if can_fetch else str(error)
-            yield Finding("missing", f"{role}: {error}".partition(";")[0], advice)
+            what, _, advice = str(error).rpartition("; ")
+            yield Finding("missing", f"{role}: {what or error}", advice or str(error))
             continue
         yield Finding("ok", f"{role}: {name}, {_mb(_size(at))}")
     others = [

@@ -26,11 +26,13 @@ def missing_files(name: str, home: Path, manifest: Manifest = MANIFEST) -> tuple
         ModelError: no such model in the manifest.
     """
 
-    def size(path: Path) -> int:
-        return path.stat().st_size if path.is_file() else -1
-
     at = folder(name, home)
-    return tuple(file for file in manifest.get(name).files if size(at / file.path) != file.size)
+    return tuple(file for file in manifest.get(name).files if _size(at / file.path) != file.size)
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file, None where there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def is_present(name: str, home: Path, manifest: Manifest = MANIFEST) -> bool:
@@ -42,11 +44,18 @@ def path(name: str, home: Path, manifest: Manifest = MANIFEST) -> Path:
     """The folder of the model ``name`` in the store.
 
     Raises:
-        ModelError: no such model, or it has not been fetched; the message says what to do.
+        ModelError: no such model, or it has not been fetched, or not in full; the message says what
+            to do.
     """
     if missing := missing_files(name, home, manifest):
+        file, at = missing[0], folder(name, home) / missing[0].path
+        if (size := _size(at)) is not None:
+            raise ModelError(
+                f"{at} has {size} bytes, expected {file.size}; "
+                f"fetch it again with `omni fetch {name}`"
+            )
         raise ModelError(
-            f"{name} is not in the model store ({missing[0].path} is missing in "
+            f"{name} is not in the model store ({file.path} is missing in "
             f"{folder(name, home)}); run `omni fetch {name}`"
         )
     return folder(name, home)

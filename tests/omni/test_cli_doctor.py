@@ -13,6 +13,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from omni_streaming.assembly import assemble
+from starlette.testclient import TestClient
 
 from omni import config, store
 from omni.cli import doctor, main
@@ -53,6 +55,34 @@ def test_exit_code_is_0_with_everything_there_and_1_without_weights(
     said = capsys.readouterr().out
     assert "missing" not in said
     assert "backbone: qwen2.5-coder-0.5b, 491 MB" in said
+
+
+def test_a_file_cut_short_is_said_alike_by_doctor_serve_and_readyz(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNI_HOME", str(tmp_path))
+    put_default_models(tmp_path)
+    file = store.MANIFEST.get("smart-turn-v3").files[0]
+    at = store.folder("smart-turn-v3", tmp_path) / file.path
+    os.truncate(at, 1000)
+    what = f"{at} has 1000 bytes, expected {file.size}"
+    to_do = "fetch it again with `omni fetch smart-turn-v3`"
+
+    assert main(["doctor", "--set", f"server.port={free_port()}"]) == 1
+    said = capsys.readouterr().out
+    assert f"missing  end of turn: {what}\n         -> {to_do}\n" in said
+
+    assert main(["serve", "--port", "0"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"omni serve: {what}; {to_do}"
+
+    server = assemble(settings(home=str(tmp_path)))
+    server.worker.start()
+    assert server.worker.wait(20) == "failed"
+    with TestClient(server.app()) as client:
+        answer = client.get("/readyz")
+    server.worker.stop()
+    assert answer.status_code == 503
+    assert answer.json()["reason"] == f"{what}; {to_do}"
 
 
 def test_every_finding_that_is_not_ok_has_advice(tmp_path: Path) -> None:

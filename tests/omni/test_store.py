@@ -112,6 +112,15 @@ def test_a_file_of_another_size_is_not_present(tmp_path: Path) -> None:
     assert store.path("tiny", tmp_path, SMALL) == tmp_path / "models" / "tiny"
 
 
+def test_path_says_how_large_a_file_of_another_size_is_and_should_be(tmp_path: Path) -> None:
+    at = put(tmp_path, "tiny", "sub/model.bin", b"ab")
+    with pytest.raises(ModelError) as raised:
+        store.path("tiny", tmp_path, SMALL)
+    assert str(raised.value) == (
+        f"{at} has 2 bytes, expected 3; fetch it again with `omni fetch tiny`"
+    )
+
+
 def test_find_takes_a_name_or_a_path_of_ones_own(tmp_path: Path) -> None:
     put(tmp_path, "tiny", "sub/model.bin", b"abc")
     own = tmp_path / "mine.gguf"
