@@ -13,13 +13,14 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_clock import Clock, Reader, quantile
+from bench_gated_delta import bench_gated_delta, bench_replay, bench_snapshot
 from omni_kernels import library
 from omni_kernels.attention import paged_attention
 from omni_kernels.linear import PackedWeight, linear, pack
@@ -54,38 +55,6 @@ class Row:
     times_torch_fp32: float
 
 
-class Clock:
-    """Calls functions in turn and keeps their times."""
-
-    def __init__(self, rounds: int, seconds: float) -> None:
-        self.rounds = rounds
-        self.seconds = seconds
-
-    def race(self, *calls: Callable[[int], object]) -> list[list[float]]:
-        """Return seconds per call of each function for each round; ``call(i)`` uses copy i."""
-        counts = []
-        for call in calls:
-            call(0)  # warm-up
-            start = time.perf_counter()
-            call(1)
-            once = time.perf_counter() - start
-            counts.append(max(1, int(self.seconds / self.rounds / len(calls) / max(once, 1e-6))))
-        times: list[list[float]] = [[] for _ in calls]
-        position = [0] * len(calls)
-        for _ in range(self.rounds):
-            for c, call in enumerate(calls):
-                start = time.perf_counter()
-                for _ in range(counts[c]):
-                    call(position[c])
-                    position[c] += 1
-                times[c].append((time.perf_counter() - start) / counts[c])
-        return times
-
-
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
 def summary(kernel: str, shape: str, nbytes: int, read_bytes: int, times: list[list[float]]) -> Row:
     """Make a line of [read, ours, torch] times."""
     reads, ours, torches = times
@@ -107,19 +76,6 @@ def summary(kernel: str, shape: str, nbytes: int, read_bytes: int, times: list[l
         flush=True,
     )
     return row
-
-
-class Reader:
-    """Reads a buffer beyond every cache."""
-
-    def __init__(self, nbytes: int) -> None:
-        self.memory = torch.ones(nbytes // 8, dtype=torch.int64)
-        kernels = library.cpu()
-        assert kernels is not None
-        self._read = kernels.omni_read
-
-    def __call__(self, _: int) -> None:
-        self._read(self.memory.data_ptr(), self.memory.numel())
 
 
 def bench_linear(clock: Clock, reader: Reader, cold_bytes: int, only: str) -> list[Row]:
@@ -198,6 +154,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="per shape and M")
     parser.add_argument("--cold-mb", type=int, default=192, help="size of the rotated copies")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--kernel", default="", choices=("linear", "attention", "gated-delta"))
     parser.add_argument("--only", default="", help="linear shapes whose name contains this")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -205,13 +162,20 @@ def main() -> None:
     if library.cpu() is None:
         parser.error("the compiled kernels are missing: nothing to measure")
     torch.set_num_threads(library.num_threads())
+    chosen = "linear" if arguments.only else arguments.kernel
     clock = Clock(arguments.rounds, arguments.seconds)
     cold_bytes = arguments.cold_mb * 2**20
     reader = Reader(cold_bytes)
     with torch.inference_mode():
-        rows = bench_linear(clock, reader, cold_bytes, arguments.only)
-        if not arguments.only:
+        rows: list[Any] = []
+        if chosen in ("", "linear"):
+            rows += bench_linear(clock, reader, cold_bytes, arguments.only)
+        if chosen in ("", "attention"):
             rows += bench_attention(clock, reader, cold_bytes)
+        if chosen in ("", "gated-delta"):
+            rows += bench_gated_delta(clock, cold_bytes)
+            rows += bench_replay(clock)
+            rows += bench_snapshot(clock)
     read = statistics.median(clock.race(reader)[0])
     result = {
         "backend": library.backend(),
@@ -221,6 +185,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "cold_mb": arguments.cold_mb,
         "load_average": os.getloadavg()[0],
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "read_gb_per_s": round(reader.memory.nbytes / read / 1e9, 1),
         "rows": [asdict(row) for row in rows],
     }
