@@ -185,9 +185,10 @@ class Answering:
         reserve = min(response.config.max_output_tokens, ANSWER_RESERVE_TOKENS)
         tokens = session.context.render(conversation, session.texts, reserve_tokens=reserve)
         tokens += session.context.answer_header(conversation)
-        opening = tool_opening(response.config.tool_choice) if conversation.tools else ""
-        if opening:
-            tokens += self._model.tokenizer.encode(opening)
+        opening = ""
+        if conversation.tools:
+            begun, opening = tool_opening(response.config.tool_choice, self._model.template)
+            tokens += begun
         if response.owns_session:
             priority = Priority.RESPONDING
         else:
@@ -204,7 +205,7 @@ class Answering:
         response.begin(
             generated=session.context.begin(response.response_id),
             tokenizer=self._model.tokenizer,
-            tools=tuple(tool.name for tool in conversation.tools),
+            tools=conversation.tools,
             opening=opening,
             on_spoken=lambda: self._finish_when_spoken(session, response),
             on_failed=lambda error: self._fail(session, response, error),

@@ -6,7 +6,6 @@ time and in order. Knows nothing of the engine or of turns.
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 from collections.abc import Callable
@@ -27,12 +26,14 @@ from omni.types import (
     ResponseConfig,
     TextDelta,
     ToolCall,
+    ToolSpec,
     Usage,
 )
 
 if TYPE_CHECKING:
     from omni.assistant.context import Generated
     from omni.assistant.listening import Turn
+    from omni.models.template import ChatTemplate
     from omni.models.tokenizer import Tokenizer
     from omni.parts import Parts, Ticket
     from omni.speech.contract import SpeechChunk, SpeechDecoder, SpeechStream
@@ -55,13 +56,13 @@ def wrong_language(code: str) -> str:
     return f"That sounded like {name}. I only understand English."
 
 
-def tool_opening(choice: str) -> str:
+def tool_opening(choice: str, template: ChatTemplate) -> tuple[list[int], str]:
     """How an answer is made to begin where ``choice`` (a tool_choice) wants a tool called."""
     if choice == "required":
-        return '{"name": "'
+        return template.call_opening(None)
     if choice.startswith("function:"):
-        return f'{{"name": {json.dumps(choice.removeprefix("function:"))}, "arguments":'
-    return ""
+        return template.call_opening(choice.removeprefix("function:"))
+    return [], ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class Response:
         *,
         generated: Generated,
         tokenizer: Tokenizer,
-        tools: tuple[str, ...],
+        tools: tuple[ToolSpec, ...],
         opening: str,
         on_spoken: Callable[[], None],
         on_failed: Callable[[BaseException], None],

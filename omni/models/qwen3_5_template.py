@@ -78,6 +78,11 @@ class Qwen3_5Template(ChatTemplate):
         """Nothing: this family answers from tool results unasked."""
         return []
 
+    def call_opening(self, name: str | None) -> tuple[list[int], str]:
+        """How an answer is made to begin with a call: tokens, and their text for the parser."""
+        text = "\n<function=" + ("" if name is None else f"{name}>\n")
+        return self._tokenizer.encode_pieces([self._call, text]), "<tool_call>" + text
+
     def message(self, message: Message, text_of: TextOf) -> list[int]:
         """One message; a user's is ``user_header() + encode(words) + user_end()``."""
         match message.role:
@@ -127,12 +132,12 @@ class Qwen3_5Template(ChatTemplate):
         for number, call in enumerate(calls):
             if number or text:
                 pieces.append("\n" if number else "\n\n")
-            pieces += [self._call, _function(call), self._call_end]
+            pieces += [self._call, function_text(call), self._call_end]
         body = self._tokenizer.encode_pieces(pieces) if pieces else []
         return self._unthinking_header() + body + self.assistant_end()
 
 
-def _function(call: CallPart) -> str:
+def function_text(call: CallPart) -> str:
     """A call's inside; arguments that are no JSON object stand as they are."""
     lines = [f"\n<function={call.name}>\n"]
     try:

@@ -91,6 +91,17 @@ class ChatTemplate:
         """
         return self._header("system") + self._tokenizer.encode(_ANSWER_NOW) + self.user_end()
 
+    def call_opening(self, name: str | None) -> tuple[list[int], str]:
+        """How an answer is made to begin with a call: tokens, and their text for the parser.
+
+        ``name`` is the tool to call; None: whichever the model chooses.
+        """
+        # Without the tag: the small models that need it most never learnt to write it.
+        text = '{"name": "'
+        if name is not None:
+            text = f'{{"name": {json.dumps(name)}, "arguments":'
+        return self._tokenizer.encode(text), text
+
     def message(self, message: Message, text_of: TextOf) -> list[int]:
         """One message; a user's is ``user_header() + encode(words) + user_end()``."""
         match message.role:

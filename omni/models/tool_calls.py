@@ -2,8 +2,9 @@
 
 Qwen2.5 is taught to write ``<tool_call>{"name": ..., "arguments": ...}</tool_call>``; the small
 coder models write the same object bare or in a code fence instead (measured on the 0.5B: bare in
-two of three calls, fenced in the rest, never tagged). All three forms are recognised. Called by
-:mod:`omni.assistant`, which speaks the visible text; so text that may become a call is held back.
+two of three calls, fenced in the rest, never tagged). Qwen3.5 writes tagged parameters
+(:mod:`omni.models.tagged_calls`). All forms are recognised. Called by :mod:`omni.assistant`, which
+speaks the visible text; so text that may become a call is held back.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from omni.models import tagged_calls
+from omni.types import ToolSpec
+
 _TAGS = ("<tool_call>", "<tools>", "<function_call>")
-_CLOSERS = ("</tool_call>", "</tools>", "</function_call>", "```")
-_OPENER = re.compile("|".join(map(re.escape, (*_TAGS, "```", "{", "["))))
+_MARKS = (*_TAGS, tagged_calls.OPENER, "```")
+_CLOSERS = ("</tool_call>", "</tools>", "</function_call>", "</function>", "```")
+_OPENER = re.compile("|".join(map(re.escape, (*_MARKS, "{", "["))))
 _FENCE = re.compile(r"```(?:json|xml|tool_call)?\s*(?=[{\[<])")
 _FENCE_BEGINNING = re.compile(r"```(?:j|js|jso|json|x|xm|xml|t|to|too|tool|tool_\w{0,4})?\s*\Z")
 _KEYS = ("name", "function", "type", "tool", "arguments", "parameters")
@@ -44,12 +49,12 @@ class _Found:
 class ToolCallParser:
     """Splits an answer into what is said and what is called.
 
-    ``tool_names`` are the tools on offer; with none, everything is visible. ``refused`` collects
-    what was meant as a call and cannot be one: an unknown tool or broken JSON. It is never visible.
+    ``tools`` are those on offer; with none, everything is visible. ``refused`` collects what was
+    meant as a call and cannot be one: an unknown tool or a broken form. It is never visible.
     """
 
-    def __init__(self, tool_names: Iterable[str]) -> None:
-        self._names = frozenset(tool_names)
+    def __init__(self, tools: Iterable[ToolSpec]) -> None:
+        self._tools = {tool.name: tool for tool in tools}
         self._pending = ""
         self._after_call = False
         self._called = False
@@ -68,14 +73,14 @@ class ToolCallParser:
         visible: list[str] = []
         calls: list[FunctionCall] = []
         while self._pending:
-            if not self._names:
+            if not self._tools:
                 visible.append(self._take(len(self._pending)))
                 break
             if self._after_call and not self._skip_closers(ended=ended):
                 break
             opener = _OPENER.search(self._pending)
             if opener is None:
-                kept = 0 if ended else _beginning(self._pending, (*_TAGS, "```"))
+                kept = 0 if ended else _beginning(self._pending, _MARKS)
                 visible.append(self._take(len(self._pending) - kept))
                 break
             visible.append(self._take(opener.start()))
@@ -93,7 +98,7 @@ class ToolCallParser:
         source = self._take(found.length)
         values = found.value if isinstance(found.value, list) else [found.value]
         made = [_call(value) for value in values]
-        known = [call for call in made if call is not None and call.name in self._names]
+        known = [call for call in made if call is not None and call.name in self._tools]
         if known and len(known) == len(made):
             calls += known
             self._called = self._after_call = True
@@ -113,11 +118,18 @@ class ToolCallParser:
                 return waiting if _FENCE_BEGINNING.match(text) else _Found(0)
             begin = fence.end()
         tag = next((tag for tag in _TAGS if text.startswith(tag, begin)), "")
-        if not tag and text[begin] == "<":
-            return waiting if _beginning(text[begin:], _TAGS) == len(text) - begin else _Found(0)
         body = text[begin + len(tag) :].lstrip()
-        if not body:
-            return waiting
+        marks = (tagged_calls.OPENER,) if tag else (*_TAGS, tagged_calls.OPENER)
+        if _beginning(body, marks) == len(body):  # an empty one too
+            # What only a call begins with is not said, even if nothing comes of it.
+            return _Found(len(text), None, True) if ended and tag == "<tool_call>" else waiting
+        if body.startswith(tagged_calls.OPENER):
+            read = tagged_calls.read(body, self._tools, ended=ended)
+            if read is None:
+                return None
+            return _Found(len(text) - len(body) + read.length, read.value, True)
+        if not tag and body[0] == "<":
+            return _Found(0)
         may_be_call = body[0] in "{[" if tag or self._called else _may_be_call(body)
         if not may_be_call:
             return _Found(0)

@@ -17,6 +17,7 @@ from transformers import Qwen3_5Tokenizer
 from omni.models.qwen3_5_template import Qwen3_5Template
 from omni.models.template import merge_results
 from omni.models.tokenizer import Tokenizer
+from omni.models.tool_calls import ToolCallParser
 from omni.types import (
     AudioPart,
     CallPart,
@@ -224,6 +225,18 @@ def test_nobody_but_the_template_writes_special_tokens(setup: Setup) -> None:
     assert skeleton(INJECTION) == skeleton("")
     for token in setup.tokenizer.special_ids:
         assert skeleton(token) == skeleton("")
+
+
+@pytest.mark.parametrize("name", [None, "get_weather"])
+def test_an_answer_made_to_begin_with_a_call_ends_in_one(setup: Setup, name: str | None) -> None:
+    ids, opening = setup.template.call_opening(name)
+    assert setup.tokenizer.decode(ids, special=True) == opening
+    assert ids[0] == setup.tokenizer.special_ids["<tool_call>"]
+    parser = ToolCallParser([WEATHER])
+    assert parser.push(opening) == ("", [])
+    rest = "<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+    _, made = parser.push(rest if name else "get_weather>\n" + rest)
+    assert [(call.name, call.arguments) for call in made] == [("get_weather", '{"city": "Rome"}')]
 
 
 def test_without_instructions_and_tools_there_is_no_system_block(setup: Setup) -> None:

@@ -7,7 +7,7 @@ import json
 import jinja2
 import jinja2.sandbox
 import pytest
-from chats import calls, conversations, for_jinja, never, plain, texts, with_tools
+from chats import WEATHER, calls, conversations, for_jinja, never, plain, texts, with_tools
 from hypothesis import given, settings
 
 from omni.config import Config, home
@@ -16,6 +16,7 @@ from omni.models.llama import Llama
 from omni.models.qwen2 import Qwen2
 from omni.models.template import ChatTemplate
 from omni.models.tokenizer import Tokenizer
+from omni.models.tool_calls import ToolCallParser
 from omni.types import (
     AudioPart,
     CallPart,
@@ -172,3 +173,17 @@ def test_an_answer_ends_at_the_end_of_turn_or_of_text(qwen: Setup, smollm: Setup
     for setup in (qwen, smollm):
         special = setup.tokenizer.special_ids
         assert setup.template.stop_ids == {special["<|im_end|>"], special["<|endoftext|>"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"), [(None, 'get_weather", "arguments": '), (WEATHER.name, "")]
+)
+def test_an_answer_made_to_begin_with_a_call_ends_in_one(
+    qwen: Setup, name: str | None, rest: str
+) -> None:
+    ids, opening = qwen.template.call_opening(name)
+    assert qwen.tokenizer.decode(ids, special=True) == opening
+    parser = ToolCallParser([WEATHER])
+    parser.push(opening)
+    _, made = parser.push(rest + '{"city": "Rome"}}')
+    assert [(call.name, call.arguments) for call in made] == [("get_weather", '{"city": "Rome"}')]
