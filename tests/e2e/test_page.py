@@ -382,8 +382,12 @@ def test_failed_answer_is_said_aloud_or_shown(typing: tuple[Page, str]) -> None:
     with serving(scripted_server(Script(answers=(Answer(failure="server_error"),)))) as url:
         page.open(url)
         type_message(page, "hello")
-        page.wait(lambda p: "The script says that this answer fails." in p.text("#notice-text"))
+        failure = "The script says that this answer fails."
+        page.wait(lambda p: failure in p.text("#notice-text"))
         page.wait(lambda p: p.phase == "ready")
+        assert failure in page.text("#notice-text"), "it is not taken away when all is ready again"
+        assert [turn["text"] for turn in page.turns if turn["role"] == "user"] == ["hello"]
+        assert page.js("return watched.errors") == []
 
 
 CONTRASTS = """

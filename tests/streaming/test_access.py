@@ -6,7 +6,14 @@ import logging
 
 import pytest
 from omni_streaming import access
-from omni_streaming.access import Keys, ModelNames, check_host, key_of, origin_allowed
+from omni_streaming.access import (
+    Keys,
+    ModelNames,
+    check_host,
+    is_loopback,
+    key_of,
+    origin_allowed,
+)
 
 from omni.config import HOSTED_ALIASES, ServerConfig
 from omni.errors import ConfigError, InputError
@@ -70,6 +77,7 @@ def test_the_key_comes_from_the_header_or_the_browsers_subprotocol() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.1.2.3"])
 def test_loopback_hosts_need_no_key(host: str) -> None:
+    assert is_loopback(host)
     check_host(ServerConfig(host=host))
 
 

@@ -111,6 +111,7 @@ async def test_answers_that_are_not_read_are_given_up(impatient: Config) -> None
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write((b"GET /style.css HTTP/1.1\r\n" + HEAD + b"\r\n") * 2000)
         await until_dropped(running)
+        assert running.listener.server_state.total_requests < 2000, "dropped before all was sent"
 
 
 async def test_a_closed_session_whose_last_words_are_not_read_is_given_up(
@@ -125,6 +126,7 @@ async def test_a_closed_session_whose_last_words_are_not_read_is_given_up(
         client.connection.protocol.send_close(1000)
         client.connection.transport.write(b"".join(client.connection.protocol.data_to_send()))
         await until_dropped(running)
+        assert running.server.num_sessions == 0
         client.connection.transport.abort()
 
 
