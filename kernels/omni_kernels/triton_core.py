@@ -48,12 +48,15 @@ class Launch:
             )
 
 
-def dot_precision() -> Precision:
-    """How fp32 matrix products are taken: tf32 is 10 bits; AMD's compiler has ieee only.
+def dot_precision(*, is_fast: bool = False) -> Precision:
+    """How fp32 matrix products are taken; 16-bit operands are exact in all of these.
 
-    tf32x3 costs three products and keeps fp32's 24 bits but for rounding.
+    tf32 has 10 bits and is as good as the bf16 that the inputs come in; tf32x3 takes three products
+    and keeps nearly all of fp32. AMD's compiler has ieee only.
     """
-    return "ieee" if torch.version.hip or not torch.cuda.is_available() else "tf32x3"
+    if torch.version.hip or not torch.cuda.is_available():
+        return "ieee"
+    return "tf32" if is_fast else "tf32x3"
 
 
 @triton.jit

@@ -140,7 +140,7 @@ def test_a_head_shared_by_programs_equals_the_reference() -> None:
     assert error(case.recurrent[2, 0], recurrent[2]) < 2e-6
 
 
-@pytest.mark.parametrize("cut", [(1,) * 6, (2, 4), (5, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("cut", [(1,) * 6, (2, 4), (5, 1)], ids=str)
 def test_any_cut_gives_the_same_bits(cut: tuple[int, ...]) -> None:
     whole, parts = Case((1, 2)), Case((1, 2))
     x = whole.rows(6)
@@ -200,8 +200,9 @@ def test_the_journal_holds_the_raw_rows_at_their_places() -> None:
     assert case.journal[3, 0, 6:].isnan().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("kept", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [(torch.float32, 1), (torch.float32, 5), (torch.float16, 3)], ids=str
+)
 def test_snapshot_and_replay_are_bit_by_bit_having_decoded(dtype: torch.dtype, kept: int) -> None:
     case = Case((1, 2), dtype)
     case.journal.zero_()

@@ -1,4 +1,4 @@
-"""Gated DeltaNet on a card as torch operators: ``decode``, ``prefill`` and ``replay``.
+"""Gated DeltaNet on a card as torch operators: decode, prefill (short and long) and replay.
 
 Called by the backbone where there is a card. Nothing synchronises, so all of it can be captured in
 a CUDA graph. Letters as in ``op.py``.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import torch
 
-from omni_kernels.gated_delta import triton_recurrent
+from omni_kernels.gated_delta import triton_chunk, triton_recurrent
 from omni_kernels.gated_delta.triton_state import (
     DeltaRows,
     DeltaState,
     DeltaWeights,
     ReplayRows,
 )
+from omni_kernels.triton_core import dot_precision
 
-__all__ = ["decode", "prefill", "replay"]
+__all__ = ["decode", "prefill", "prefill_long", "replay"]
 
 
 def decode(
@@ -49,6 +50,49 @@ def prefill(
     """
     _check(x, state, rows)
     return _run(x, weights, state, rows, one_token=False)
+
+
+def prefill_long(
+    x: torch.Tensor,
+    weights: DeltaWeights,
+    state: DeltaState,
+    rows: DeltaRows,
+    *,
+    max_new_tokens: int,
+) -> torch.Tensor:
+    """Run any number of tokens of each sequence in chunks by matrix products: four launches.
+
+    As :func:`decode` otherwise, but: close to having decoded, not equal in bits (on NVIDIA cards
+    products are tf32); no journal is written, so a checkpoint belongs at its end; rows of nobody's
+    slots come out as if from an empty state.
+
+    Args:
+        x: as above.
+        weights: one layer's; key and value heads of one width.
+        state: one layer's.
+        rows: whose the rows are.
+        max_new_tokens: of any sequence, at least.
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    _check(x, state, rows)
+    if state.shape.key_dim != state.shape.value_dim:
+        raise ValueError("key and value heads of two widths have no chunked path")
+    out: torch.Tensor = _gated_delta_long(
+        x,
+        weights.taps,
+        weights.a_log,
+        weights.dt_bias,
+        weights.norm,
+        weights.eps,
+        state.recurrent,
+        state.conv,
+        rows.slots,
+        rows.cu_seqlens,
+        max_new_tokens,
+    )
+    return out
 
 
 def replay(weights: DeltaWeights, state: DeltaState, rows: ReplayRows) -> None:
@@ -152,7 +196,39 @@ def _gated_delta(
     return out
 
 
+@torch.library.custom_op("omni::gated_delta_long", mutates_args=("recurrent", "conv"))
+def _gated_delta_long(
+    x: torch.Tensor,
+    taps: torch.Tensor,
+    a_log: torch.Tensor,
+    dt_bias: torch.Tensor,
+    norm: torch.Tensor,
+    eps: float,
+    recurrent: torch.Tensor,
+    conv: torch.Tensor,
+    slots: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_new_tokens: int,
+) -> torch.Tensor:
+    weights = DeltaWeights(taps=taps, a_log=a_log, dt_bias=dt_bias, norm=norm, eps=eps)
+    state = DeltaState(recurrent=recurrent, conv=conv)
+    rows = DeltaRows(slots=slots, cu_seqlens=cu_seqlens, counters=slots)
+    out = x.new_empty(len(x), norm.numel() * a_log.numel())
+    for launch in triton_chunk.plan(
+        x,
+        weights,
+        state,
+        rows,
+        out,
+        max_new_tokens=max_new_tokens,
+        precision=dot_precision(is_fast=True),
+    ):
+        launch.run()
+    return out
+
+
 @_gated_delta.register_fake
+@_gated_delta_long.register_fake
 def _(
     x: torch.Tensor,
     taps: torch.Tensor,
