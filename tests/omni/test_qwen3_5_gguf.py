@@ -42,7 +42,7 @@ def test_logits_equal_transformers(
 def test_llama_cpp_reads_the_same_probabilities_out_of_the_file(
     kind: Kind, ratio: int, tmp_path: Path
 ) -> None:
-    model, path = make(kind, ratio, key_dim=32), tmp_path / "model.gguf"
+    model, path = make(kind, ratio, linear_key_head_dim=32), tmp_path / "model.gguf"
     save_gguf(model, path, F32)
     backbone = load_backbone(path, home=tmp_path, precision="fp32")
     for length, theirs in zip((1, 5, 70), llama_cpp(path, (1, 5, 70)), strict=True):
@@ -104,7 +104,7 @@ def test_reordered_rows_and_columns_keep_their_groups_without_loss(
 
 
 def test_columns_that_tear_groups_are_rounded_anew(tmp_path: Path) -> None:
-    save_gguf(make("dense", 2, value_dim=16), tmp_path / "model.gguf", Q8_0)
+    save_gguf(make("dense", 2, linear_value_head_dim=16), tmp_path / "model.gguf", Q8_0)
     _, plan, file = opened(tmp_path / "model.gguf")
     dense, packed = read_dense(plan, file), open_or_make(tmp_path / "repacked", plan, file)
     out, exact = packed["layers.0.delta.out"], dense["layers.0.delta.out"]

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 from chats import WEATHER, calls, conversations, for_jinja, never, said, texts, with_tools
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, pre_tokenizers, trainers
-from transformers import Qwen3_5Tokenizer
+from tiny_qwen3_5 import HIDDEN, SHOWN, TEMPLATE, make_tokenizer
 
 from omni.models.qwen3_5_template import Qwen3_5Template
 from omni.models.template import merge_results
@@ -28,45 +26,12 @@ from omni.types import (
     ToolSpec,
 )
 
-TEMPLATE = (Path(__file__).parent / "qwen3_5_chat_template.jinja").read_text()
-HIDDEN = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-SHOWN = (
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
-)
-
 
 class Setup:
     """transformers' tokenizer with merges of its own template's text, and ours of its file."""
 
     def __init__(self, folder: Path) -> None:
-        empty = Qwen3_5Tokenizer()
-        learner = tokenizers.Tokenizer(tokenizers.models.BPE())
-        learner.normalizer = empty.backend_tokenizer.normalizer
-        learner.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
-        trainer = trainers.BpeTrainer(
-            vocab_size=900,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        learner.train_from_iterator([TEMPLATE, "\n\n\n \n\nabba\n\n" * 20], trainer)
-        model = json.loads(learner.to_str())["model"]
-        merges = [tuple(merge) for merge in model["merges"]]
-        self.theirs = Qwen3_5Tokenizer(vocab=model["vocab"], merges=merges)
-        self.theirs.add_tokens([AddedToken(token, special=True) for token in HIDDEN])
-        self.theirs.add_tokens([AddedToken(token, special=False) for token in SHOWN])
+        self.theirs = make_tokenizer()
         self.theirs.save_pretrained(folder)
         self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         self.template = Qwen3_5Template(self.tokenizer)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import gguf
+import tokenizers
 import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, pre_tokenizers, trainers
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -21,6 +24,7 @@ from transformers import (
     Qwen3_5MoeForConditionalGeneration,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
+    Qwen3_5Tokenizer,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
 )
@@ -45,7 +49,7 @@ VISION = {
 
 
 def text_config(
-    kind: Kind, ratio: int, *, tied: bool = False, key_dim: int = 16, value_dim: int = 32
+    kind: Kind, ratio: int, tied: bool, changes: dict[str, object]
 ) -> dict[str, object]:
     """Shape of a model whose recurrent layers have ``ratio`` value heads for each key head."""
     shape: dict[str, object] = {
@@ -60,8 +64,8 @@ def text_config(
         "max_position_embeddings": 512,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 2 * ratio,
-        "linear_key_head_dim": key_dim,
-        "linear_value_head_dim": value_dim,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 32,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {
             "rope_type": "default",
@@ -75,20 +79,17 @@ def text_config(
     if kind in ("moe", "moe-vision", "next"):
         shape |= EXPERTS
         del shape["intermediate_size"]
-    return shape
+    return shape | changes
 
 
 def make(
-    kind: Kind,
-    ratio: int = 2,
-    *,
-    tied: bool = False,
-    seed: int = 3,
-    key_dim: int = 16,
-    value_dim: int = 32,
+    kind: Kind, ratio: int = 2, *, tied: bool = False, seed: int = 3, **changes: object
 ) -> PreTrainedModel:
-    """A random fp32 model; every parameter is drawn, decays from quick to slow."""
-    shape = text_config(kind, ratio, tied=tied, key_dim=key_dim, value_dim=value_dim)
+    """A random fp32 model; every parameter is drawn, decays from quick to slow.
+
+    ``changes`` are fields of the text stack's config.
+    """
+    shape = text_config(kind, ratio, tied, changes)
     match kind:
         case "dense":
             model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(**shape))
@@ -127,6 +128,45 @@ def change_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
     save_file(
         {name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors"
     )
+
+
+HIDDEN = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+SHOWN = (
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
+TEMPLATE = (Path(__file__).parent / "qwen3_5_chat_template.jinja").read_text(encoding="utf-8")
+
+
+def make_tokenizer() -> Qwen3_5Tokenizer:
+    """transformers' tokenizer with the merges of its chat template's text and Qwen3.5's marks."""
+    empty = Qwen3_5Tokenizer().backend_tokenizer
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learner.normalizer, learner.pre_tokenizer = empty.normalizer, empty.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator([TEMPLATE, "\n\n\n \n\nabba\n\n" * 20], trainer)
+    model = json.loads(learner.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    made = Qwen3_5Tokenizer(vocab=model["vocab"], merges=merges)
+    made.add_tokens([AddedToken(token, special=True) for token in HIDDEN])
+    made.add_tokens([AddedToken(token, special=False) for token in SHOWN])
+    return made
 
 
 def reference(model: PreTrainedModel, tokens: list[int], **extra: torch.Tensor) -> torch.Tensor:
