@@ -1,6 +1,6 @@
 // AVX-512 VNNI path: vpdpbusd multiplies 16 outputs by 4 inputs at once. Its unsigned operand is
-// the stored weight byte, its signed one the activation; the +128 of the weights leaves in the
-// accumulator's start value, which costs no memory traffic.
+// the stored weight, its signed one the activation; what the stored weights exceed theirs by leaves
+// in the accumulator's start value, which costs no memory traffic.
 #include "../isa.h"
 #include "linear.h"
 
@@ -17,11 +17,12 @@ constexpr int kMaxRows = 6;  // 2 panels x 6 rows: 12 integer and 12 float accum
 constexpr int kNear = 4096;  // bytes fetched ahead of their use, measured best of 0..4096
 
 // Per group: int32 quads[kSteps][rows] (4 int8 each), int32 correction[rows], float scale[rows].
-int64_t record_bytes(int rows) { return int64_t{rows} * (kSteps + 2) * 4; }
+int64_t record_bytes(int, int rows) { return int64_t{rows} * (kSteps + 2) * 4; }
 
 OMNI_AVX512 void quantize(const float* x, int64_t columns, int64_t groups, int rows,
-                          uint8_t* block) {
-  const int64_t bytes = record_bytes(rows);
+                          int bits, uint8_t* block) {
+  const int64_t bytes = record_bytes(bits, rows);
+  const int32_t zero = zero_of(bits);
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   for (int row = 0; row < rows; ++row, x += columns) {
     uint8_t* record = block;
@@ -31,15 +32,15 @@ OMNI_AVX512 void quantize(const float* x, int64_t columns, int64_t groups, int r
       const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), x + g * kGroup);
       const __m512 high =
           _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), x + g * kGroup + 16);
-      const int32_t bits = _mm512_reduce_max_epi32(
+      const int32_t most = _mm512_reduce_max_epi32(
           _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(low), magnitude),
                            _mm512_and_si512(_mm512_castps_si512(high), magnitude)));
       float amax;
-      std::memcpy(&amax, &bits, sizeof(amax));
+      std::memcpy(&amax, &most, sizeof(amax));
       __m512i q_low = _mm512_setzero_si512(), q_high = _mm512_setzero_si512();
       int32_t sum = 0;
       float scale = 0.0f;
-      if (bits >= 0x7f800000) {
+      if (most >= 0x7f800000) {
         scale = __builtin_nanf("");
       } else if (amax >= kTiny) {
         const __m512 inverse = _mm512_set1_ps(127.0f / amax);
@@ -53,24 +54,53 @@ OMNI_AVX512 void quantize(const float* x, int64_t columns, int64_t groups, int r
       _mm_store_si128(reinterpret_cast<__m128i*>(quads + 4), _mm512_cvtepi32_epi8(q_high));
       auto* target = reinterpret_cast<int32_t*>(record) + row;
       for (int step = 0; step < kSteps; ++step) target[step * rows] = quads[step];
-      target[kSteps * rows] = -kZero * sum;
+      target[kSteps * rows] = -zero * sum;
       std::memcpy(target + (kSteps + 1) * rows, &scale, sizeof(float));
     }
   }
 }
 
-template <int PANELS, int ROWS>
-OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, Span span, const uint8_t* block,
-                            Ahead ahead, float* sums) {
-  const int64_t w_stride = weight.groups * kPanelGroup;
-  const int64_t s_stride = weight.groups * kPanel;
-  const uint8_t* w = weight.data + panel * w_stride + span.first * kPanelGroup;
-  const uint16_t* s = weight.scales + panel * s_stride + span.first * kPanel;
-  block += span.first * record_bytes(ROWS);
+// Line `step` of a group, a weight in each byte. Masks and shifts, and loads that the compiler keeps.
+template <int BITS>
+OMNI_AVX512 inline __m512i load_line(const uint8_t* group, int step) {
+  if (BITS == 8) return _mm512_loadu_si512(group + step * kLine);
+  const __m512i raw = _mm512_loadu_si512(group + step % kHalf * kLine);
+  const __m512i nibble = _mm512_and_si512(step < kHalf ? raw : _mm512_srli_epi16(raw, 4),
+                                          _mm512_set1_epi8(0x0f));
+  if (BITS == 4) return nibble;
+  const __m512i fifth = _mm512_loadu_si512(group + kHalf * kLine);  // bit `step` of each byte
+  const __m512i shifted = step < kHalf ? _mm512_slli_epi16(fifth, kHalf - step)
+                                       : _mm512_srli_epi16(fifth, step - kHalf);
+  constexpr int kOrAnd = 0xf8;  // a | (b & c)
+  return _mm512_ternarylogic_epi32(nibble, shifted, _mm512_set1_epi8(0x10), kOrAnd);
+}
+
+template <int BITS>
+OMNI_AVX512 void spread_groups(const uint8_t* data, int64_t groups, uint8_t* lines) {
+  for (int64_t g = 0; g < groups; ++g, data += group_bytes(BITS), lines += kSpread)
+#pragma GCC unroll 8
+    for (int step = 0; step < kSteps; ++step)
+      _mm512_storeu_si512(lines + step * kLine, load_line<BITS>(data, step));
+}
+
+void spread(const uint8_t* data, int bits, int64_t groups, uint8_t* lines) {
+  if (bits == 4)
+    spread_groups<4>(data, groups, lines);
+  else
+    spread_groups<5>(data, groups, lines);
+}
+
+template <int BITS, int PANELS, int ROWS>
+OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* block, Ahead ahead,
+                            float* sums) {
+  const int64_t w_stride = tile.panel_bytes;
+  const int64_t s_stride = tile.panel_scales;
+  const uint8_t* w = tile.data + panel * w_stride;
+  const uint16_t* s = tile.scales + panel * s_stride;
   __m512 total[PANELS][ROWS];
   for (int p = 0; p < PANELS; ++p)
     for (int m = 0; m < ROWS; ++m) total[p][m] = _mm512_loadu_ps(sums + (p * ROWS + m) * kPanel);
-  for (int64_t g = span.first; g < span.last; ++g) {
+  for (int64_t g = 0; g < tile.groups; ++g) {
     const auto* quads = reinterpret_cast<const int32_t*>(block);
     const int32_t* correction = quads + kSteps * ROWS;
     const auto* scale = reinterpret_cast<const float*>(correction + ROWS);
@@ -80,12 +110,14 @@ OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, Span span, cons
     for (int m = 0; m < ROWS; ++m)
       for (int p = 0; p < PANELS; ++p) acc[p][m] = _mm512_set1_epi32(correction[m]);
 #pragma GCC unroll 8
-    for (int step = 0; step < kSteps; ++step) {
+    for (int i = 0; i < kSteps; ++i) {
+      // Both halves of a byte in turn, so that it is loaded once.
+      const int step = BITS == 8 ? i : i / 2 + i % 2 * kHalf;
       __m512i line[PANELS];
       for (int p = 0; p < PANELS; ++p) {
-        const uint8_t* from = w + p * w_stride + step * kLine;
-        _mm_prefetch(from + kNear, _MM_HINT_T0);
-        line[p] = _mm512_loadu_si512(from);
+        const uint8_t* from = w + p * w_stride;
+        if (i < BITS) _mm_prefetch(from + i * kLine + kNear, _MM_HINT_T0);
+        line[p] = load_line<BITS>(from, step);
       }
 #pragma GCC unroll 6
       for (int m = 0; m < ROWS; ++m) {
@@ -102,7 +134,7 @@ OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, Span span, cons
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[p][m]),
                             _mm512_mul_ps(ws, _mm512_set1_ps(scale[m])), total[p][m]);
     }
-    w += kPanelGroup;
+    w += group_bytes(BITS);
     s += kPanel;
     block += ROWS * (kSteps + 2) * 4;
   }
@@ -111,33 +143,41 @@ OMNI_AVX512 void panel_tile(const Weight& weight, int64_t panel, Span span, cons
       _mm512_storeu_ps(sums + (p * ROWS + m) * kPanel, total[p][m]);
 }
 
-template <int ROWS>
-void row_tile(const Weight& weight, int64_t panel, int panels, Span span,
-              const uint8_t* block, Ahead ahead, float* sums) {
-  if (panels == 2 && ROWS > 1) {
-    panel_tile<2, ROWS>(weight, panel, span, block, ahead, sums);
+template <int BITS, int ROWS>
+void row_tile(const Tile& tile, const uint8_t* block, Ahead ahead, float* sums) {
+  if (tile.panels == 2 && ROWS > 1) {
+    panel_tile<BITS, 2, ROWS>(tile, 0, block, ahead, sums);
     return;
   }
   // One row waits for memory only, and one stream is read faster than two.
-  for (int p = 0; p < panels; ++p)
-    panel_tile<1, ROWS>(weight, panel + p, span, block, ahead, sums + p * ROWS * kPanel);
+  for (int p = 0; p < tile.panels; ++p)
+    panel_tile<BITS, 1, ROWS>(tile, p, block, ahead, sums + p * ROWS * kPanel);
 }
 
-void tile(const Weight& weight, int64_t panel, int panels, Span span, const uint8_t* block,
-          int rows, Ahead ahead, float* sums) {
+template <int BITS>
+void bits_tile(const Tile& tile, const uint8_t* block, int rows, Ahead ahead, float* sums) {
   switch (rows) {
-    case 1: row_tile<1>(weight, panel, panels, span, block, ahead, sums); break;
-    case 2: row_tile<2>(weight, panel, panels, span, block, ahead, sums); break;
-    case 3: row_tile<3>(weight, panel, panels, span, block, ahead, sums); break;
-    case 4: row_tile<4>(weight, panel, panels, span, block, ahead, sums); break;
-    case 5: row_tile<5>(weight, panel, panels, span, block, ahead, sums); break;
-    default: row_tile<6>(weight, panel, panels, span, block, ahead, sums); break;
+    case 1: row_tile<BITS, 1>(tile, block, ahead, sums); break;
+    case 2: row_tile<BITS, 2>(tile, block, ahead, sums); break;
+    case 3: row_tile<BITS, 3>(tile, block, ahead, sums); break;
+    case 4: row_tile<BITS, 4>(tile, block, ahead, sums); break;
+    case 5: row_tile<BITS, 5>(tile, block, ahead, sums); break;
+    default: row_tile<BITS, 6>(tile, block, ahead, sums); break;
   }
+}
+
+void tile(const Tile& tile, const uint8_t* block, int rows, Ahead ahead, float* sums) {
+  if (tile.bits == 8 || tile.spread)
+    bits_tile<8>(tile, block, rows, ahead, sums);
+  else if (tile.bits == 5)
+    bits_tile<5>(tile, block, rows, ahead, sums);
+  else
+    bits_tile<4>(tile, block, rows, ahead, sums);
 }
 
 }  // namespace
 
-const LinearPath kAvx512Linear = {kMaxRows, record_bytes, quantize, tile};
+const LinearPath kAvx512Linear = {kMaxRows, record_bytes, quantize, spread, tile};
 
 }  // namespace omni
 #endif

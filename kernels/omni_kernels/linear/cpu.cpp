@@ -24,7 +24,10 @@ constexpr int64_t kBriefBytes = 384 * 1024;
 // Activations worth quantising on several threads.
 constexpr int64_t kParallelQuantize = 64 * 1024;
 constexpr int kTilePanels = 2;
-constexpr int64_t kSpanGroups = 16;   // 17 KiB of weights and scales of two panels
+constexpr int64_t kSpanGroups = 16;   // 17 KiB of weights and scales of two panels, spread
+// Blocks that bring weights of 4 and 5 bits to bytes in registers, each for itself; more of them
+// share what is brought to bytes once.
+constexpr int64_t kFewBlocks = 4;
 constexpr int64_t kPassRows = 256;    // rows whose sums one thread holds, 32 KiB
 
 const LinearPath& path() {
@@ -76,18 +79,38 @@ struct Product {
   const Cut blocks{rows, path.max_rows};
   // One block reads its weights once and needs no spans.
   const Cut spans{weight.groups, blocks.parts == 1 ? weight.groups : kSpanGroups};
-  const int64_t row_bytes = path.record_bytes(1) * weight.groups;
+  const int64_t row_bytes = path.record_bytes(weight.bits, 1) * weight.groups;
+  const bool spread = weight.bits < 8 && blocks.parts > kFewBlocks;
   uint8_t* quantized = nullptr;
 
   int height(int64_t block) const { return static_cast<int>(blocks.size(block)); }
   uint8_t* quantized_block(int64_t block) const {
     return quantized + blocks.first(block) * row_bytes;
   }
+  const uint8_t* quantized_group(int64_t block, int64_t index) const {
+    return quantized_block(block) + index * path.record_bytes(weight.bits, height(block));
+  }
   Span span(int64_t index) const { return {spans.first(index), spans.first(index + 1)}; }
+  const uint8_t* group(int64_t panel, int64_t index) const {
+    return weight.data + (panel * weight.groups + index) * group_bytes(weight.bits);
+  }
 
   void quantize(int64_t block) const {
     path.quantize(x + blocks.first(block) * columns, columns, weight.groups, height(block),
-                  quantized_block(block));
+                  weight.bits, quantized_block(block));
+  }
+
+  // The tile of `panels` from `panel` on, of the groups in `span`; `lines` holds it if it is spread.
+  Tile tile(int64_t panel, int panels, Span span, uint8_t* lines) const {
+    const uint16_t* scales = weight.scales + (panel * weight.groups + span.first) * kPanel;
+    const int64_t panel_scales = weight.groups * kPanel;
+    if (!spread)
+      return {group(panel, span.first), weight.groups * group_bytes(weight.bits), scales,
+              panel_scales, span.size(), panels, weight.bits, false};
+    const int64_t panel_bytes = span.size() * kSpread;
+    for (int p = 0; p < panels; ++p)
+      path.spread(group(panel + p, span.first), weight.bits, span.size(), lines + p * panel_bytes);
+    return {lines, panel_bytes, scales, panel_scales, span.size(), panels, weight.bits, true};
   }
 
   // What the `block`-th block of a pass fetches while it computes span `index` of the tile at
@@ -98,30 +121,44 @@ struct Product {
       panel += kTilePanels;
     }
     const int64_t line = block * lines;
-    panel += line / kSteps;
-    if (blocks.parts == 1 || line >= kTilePanels * kSteps || panel >= end) return {nullptr, 0};
+    panel += line / weight.bits;
+    if (blocks.parts == 1 || line >= kTilePanels * weight.bits || panel >= end)
+      return {nullptr, 0};
     const Span next = span(index);
-    return {weight.data + (panel * weight.groups + next.first) * kPanelGroup +
-                line % kSteps * next.size() * kLine,
-            lines};
+    return {group(panel, next.first) + line % weight.bits * next.size() * kLine, lines};
+  }
+
+  // Lines per group that each of `sharers` blocks fetches: together two panels', in equal parts
+  // that do not cross from one panel to the next.
+  int shared_lines(int64_t sharers) const {
+    const int all = kTilePanels * weight.bits;
+    int lines = all;
+    while (lines > 1) {
+      const int fewer = lines % 2 ? 1 : lines / 2;
+      if (fewer * sharers < all) break;
+      lines = fewer;
+    }
+    return lines;
   }
 
   // Compute panels [panel, end) for all rows.
   void compute(int64_t panel, int64_t end) const {
     alignas(64) float sums[kTilePanels * kPanel * kPassRows];
+    alignas(64) uint8_t spread_lines[kTilePanels * kSpanGroups * kSpread];
     for (; panel < end; panel += kTilePanels) {
       const int panels = static_cast<int>(std::min<int64_t>(kTilePanels, end - panel));
       for (int64_t first = 0, last; first < blocks.parts; first = last) {
         last = std::min(blocks.parts, first + kPassRows / path.max_rows);
-        int lines = kTilePanels * kSteps;  // halved while there are blocks to share them
-        for (int64_t sharers = last - first; sharers > 1 && lines > 1; sharers /= 2) lines /= 2;
+        const int lines = shared_lines(last - first);
         const int64_t base = blocks.first(first);
         std::memset(sums, 0, sizeof(float) * panels * kPanel * (blocks.first(last) - base));
-        for (int64_t index = 0; index < spans.parts; ++index)
+        for (int64_t index = 0; index < spans.parts; ++index) {
+          const Tile part = tile(panel, panels, span(index), spread_lines);
           for (int64_t block = first; block < last; ++block)
-            path.tile(weight, panel, panels, span(index), quantized_block(block), height(block),
+            path.tile(part, quantized_group(block, span(index).first), height(block),
                       ahead(panel, end, index, block - first, lines),
                       sums + (blocks.first(block) - base) * panels * kPanel);
+        }
         for (int64_t block = first; block < last; ++block)
           write(panel, panels, block, sums + (blocks.first(block) - base) * panels * kPanel);
       }
@@ -154,13 +191,14 @@ struct Product {
     else
       for (int64_t block = 0; block < blocks.parts; ++block) quantize(block);
 
-    int64_t chunk = std::min(kChunkBytes / (weight.groups * kPanelGroup),
+    int64_t chunk = std::min(kChunkBytes / (weight.groups * group_bytes(weight.bits)),
                              weight.panels / (kChunksPerThread * num_threads()));
     chunk = (std::max<int64_t>(chunk, 1) + kTilePanels - 1) / kTilePanels * kTilePanels;
     auto compute_chunk = [this, chunk](int64_t index) {
       compute(index * chunk, std::min(weight.panels, (index + 1) * chunk));
     };
-    const int64_t traffic = weight.panels * weight.groups * kPanelGroup * (1 + rows / 8);
+    const int64_t traffic =
+        weight.panels * weight.groups * group_bytes(weight.bits) * (1 + rows / 8);
     parallel_for((weight.panels + chunk - 1) / chunk, compute_chunk, traffic >= kBriefBytes);
     return true;
   }
@@ -170,14 +208,14 @@ struct Product {
 }  // namespace omni
 
 // x [rows, columns], bias [outputs] or null, out [rows, outputs]: fp32, row-major, contiguous.
-// data and scales as in linear.h. Returns 0, or -1 when memory ran out.
+// data and scales of 4, 5 or 8 bits as in linear.h. Returns 0, or -1 when memory ran out.
 extern "C" int omni_linear(const float* x, int64_t rows, int64_t columns, const uint8_t* data,
-                           const uint16_t* scales, int64_t outputs, const float* bias,
+                           const uint16_t* scales, int bits, int64_t outputs, const float* bias,
                            float* out) {
   using namespace omni;
   if (rows <= 0 || columns <= 0 || outputs <= 0) return 0;
   const Weight weight = {data, scales, (columns + kGroup - 1) / kGroup,
-                         (outputs + kPanel - 1) / kPanel};
+                         (outputs + kPanel - 1) / kPanel, bits};
   Product product = {path(), weight, x, bias, out, rows, columns, outputs};
   return product.run() ? 0 : -1;
 }

@@ -1,26 +1,35 @@
 """The packed weight of the quantised linear: its layout, packing and unpacking.
 
-Weights are int8 in groups of 32 along the inputs with one fp16 scale per output and group, the
-grid of GGUF's Q8_0 (Q4_0 and Q5_0 are subsets of it), so those files transfer exactly.
+Weights are whole numbers of 8, 5 or 4 bits in groups of 32 along the inputs with one fp16 scale per
+output and group: the grids of GGUF's Q8_0, Q5_0 and Q4_0, which transfer exactly.
 
-Letters: N outputs, K inputs, P = ceil(N / 16) panels, G = ceil(K / 32) groups.
+Letters: N outputs, K inputs, P = ceil(N / 16) panels, G = ceil(K / 32) groups, b bits.
 
-``data`` uint8 [P, G, 512]: the 512 bytes are 8 lines of 64 bytes; line s holds, for each of the
-panel's 16 outputs, the 4 inputs 4s .. 4s + 3 of the group::
+``data`` uint8 [P, G, 64 b] holds ``u = q + 2 ** (b - 1)``, as many lines of 64 bytes per group as
+there are bits. With 8 bits, line s holds, for each of the panel's 16 outputs, the 4 inputs
+4s .. 4s + 3 of the group::
 
-    data[p, g, s * 64 + n * 4 + j] = 128 + q[16 p + n, 32 g + 4 s + j]
+    data[p, g, s * 64 + n * 4 + j] = u[16 p + n, 32 g + 4 s + j]                   s in 0 .. 7
+
+With 4 and 5 bits the lower four bits of lines s and s + 4 share one line, the fifth bits of all
+eight lines another, so that a mask and a shift bring any of the eight lines to bytes::
+
+    data[p, g, s * 64 + n * 4 + j] = u[.., 4 s + j] % 16 | (u[.., 4 s + 16 + j] % 16) << 4
+    data[p, g, 256 + n * 4 + j]    = sum over s in 0 .. 7 of (u[.., 4 s + j] >> 4) << s
 
 ``scales`` float16 [P, G, 16]: ``scales[p, g, n]`` belongs to output 16 p + n. Padding outputs have
 scale 0, padding inputs have q = 0. The layout is the same on every instruction set, so a packed
 file is portable; both arrays may be memory-mapped (64-byte alignment is fastest, none is needed).
 
-Why +128: the AVX-512 and AVX2 multiplies take one unsigned operand. Its surplus is 128 times the
-sum of the group's activations, known when those are quantised, so it costs no weight traffic.
+Why u and not q: the AVX-512 and AVX2 multiplies take one unsigned operand. Its surplus is
+2 ** (b - 1) times the sum of the group's activations, known when those are quantised, so it costs
+no weight traffic.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -31,14 +40,21 @@ GROUP = 32
 PANEL = 16
 """Outputs interleaved in one 64-byte line."""
 STEP = 4
-"""Inputs of one output in one line."""
-ZERO = 128
-"""What a stored byte exceeds its weight by."""
+"""Inputs of one output in one line with a weight in each byte."""
+STEPS = GROUP // STEP
+"""Lines of a group with a weight in each byte."""
+LINE = PANEL * STEP
+"""Bytes of a line."""
+Bits = Literal[4, 5, 8]
+"""Of one weight."""
+BITS: tuple[Bits, ...] = (4, 5, 8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeight:
-    """An 8-bit weight [out_features, in_features]; see the module for the layout.
+    """A weight [out_features, in_features] of 4, 5 or 8 bits; see the module for the layout.
+
+    Its ``bits`` follow from the shape of ``data``.
 
     Raises:
         ValueError: the tensors have another shape, type, device or are not contiguous.
@@ -48,13 +64,17 @@ class PackedWeight:
     scales: torch.Tensor
     out_features: int
     in_features: int
+    bits: Bits = field(init=False)
     data_pointer: int = field(init=False, repr=False)
     scales_pointer: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        data, scales = packed_shapes(self.out_features, self.in_features)
+        width = self.data.shape[-1] if self.data.dim() else 0
+        bits: Bits = next((each for each in BITS if width == each * LINE), 8)
+        data, scales = packed_shapes(self.out_features, self.in_features, bits)
         require("packed data", self.data, data, torch.uint8)
         require("packed scales", self.scales, scales, torch.float16)
+        object.__setattr__(self, "bits", bits)
         # Read once: a data_ptr() call per use would show at a hundred linears per token.
         object.__setattr__(self, "data_pointer", self.data.data_ptr())
         object.__setattr__(self, "scales_pointer", self.scales.data_ptr())
@@ -65,44 +85,49 @@ class PackedWeight:
         return self.data.nbytes + self.scales.nbytes
 
 
-def packed_shapes(out_features: int, in_features: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def packed_shapes(
+    out_features: int, in_features: int, bits: Bits = 8
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of ``data`` and ``scales`` for a weight [out_features, in_features]."""
     panels, groups = -(-out_features // PANEL), -(-in_features // GROUP)
-    return (panels, groups, GROUP * PANEL), (panels, groups, PANEL)
+    return (panels, groups, bits * LINE), (panels, groups, PANEL)
 
 
-def pack(weight: torch.Tensor) -> PackedWeight:
-    """Quantise ``weight`` [N, K] (float) symmetrically to int8 in groups of 32.
+def pack(weight: torch.Tensor, bits: Bits = 8) -> PackedWeight:
+    """Quantise ``weight`` [N, K] (float) symmetrically to ``bits`` in groups of 32.
 
-    The scale is max|w| / 127 rounded *up* to fp16, so no weight is clipped.
+    The scale is max|w| / (2 ** (bits - 1) - 1) rounded *up* to fp16, so no weight is clipped.
 
     Raises:
-        ValueError: not a matrix, or a value is not finite or beyond fp16 x 127.
+        ValueError: not a matrix, or a value is not finite or beyond fp16 x the largest code;
+            ``bits`` is none of 4, 5 and 8.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"expected a float matrix [N, K], got {weight.dtype} {list(weight.shape)}")
+    most = _limit(bits) - 1
     n, k = weight.shape
     groups = -(-k // GROUP)
     padded = torch.nn.functional.pad(weight.float(), (0, groups * GROUP - k))
     grouped = padded.view(n, groups, GROUP)
-    exact = grouped.abs().amax(dim=2) / 127.0  # [N, G]
+    exact = grouped.abs().amax(dim=2) / float(most)  # [N, G]
     scales = exact.half()
     below = scales.float() < exact
     scales[below] = torch.nextafter(scales[below], torch.tensor(torch.inf, dtype=torch.float16))
     if not bool(scales.isfinite().all()):
-        raise ValueError("the weight has values that are not finite or beyond 8.3e6")
+        raise ValueError(f"the weight has values that are not finite or beyond {65504 * most:.1e}")
     divisor = torch.where(scales == 0, 1.0, scales.float())
     q = (grouped / divisor.unsqueeze(2)).round().to(torch.int8).view(n, groups * GROUP)
-    return _interleave(q, scales, k)
+    return _interleave(q, scales, k, bits)
 
 
-def pack_quantized(q: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
+def pack_quantized(q: torch.Tensor, scales: torch.Tensor, bits: Bits = 8) -> PackedWeight:
     """Pack weights that are already quantised: ``q`` int8 [N, K], ``scales`` float [N, K / 32].
 
     Scales are stored as fp16: exact for GGUF's formats, rounded otherwise.
 
     Raises:
-        ValueError: shapes or types do not fit, K is no multiple of 32, a scale overflows fp16.
+        ValueError: shapes or types do not fit, K is no multiple of 32, a scale overflows fp16,
+            ``q`` needs more than ``bits``, or ``bits`` is none of 4, 5 and 8.
     """
     if q.dim() != 2 or q.dtype != torch.int8 or q.shape[1] % GROUP:
         raise ValueError(f"expected int8 [N, multiple of 32], got {q.dtype} {list(q.shape)}")
@@ -111,10 +136,16 @@ def pack_quantized(q: torch.Tensor, scales: torch.Tensor) -> PackedWeight:
             f"expected float scales [{q.shape[0]}, {q.shape[1] // GROUP}], "
             f"got {scales.dtype} {list(scales.shape)}"
         )
+    limit = _limit(bits)
+    if bits < 8 and q.numel() and not (-limit <= int(q.min()) and int(q.max()) < limit):
+        raise ValueError(
+            f"weights of {bits} bits lie in {-limit} .. {limit - 1}, "
+            f"got {int(q.min())} .. {int(q.max())}"
+        )
     half = scales.half()
     if not bool(half.isfinite().all()):
         raise ValueError("a scale is not finite in fp16")
-    return _interleave(q, half, q.shape[1])
+    return _interleave(q, half, q.shape[1], bits)
 
 
 def unpack(packed: PackedWeight) -> torch.Tensor:
@@ -127,25 +158,51 @@ def unpack(packed: PackedWeight) -> torch.Tensor:
 def split(packed: PackedWeight) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``q`` int8 [N, G * 32] and ``scales`` float16 [N, G] in plain order."""
     panels, groups, _ = packed.data.shape
-    lines = packed.data.view(panels, groups, GROUP // STEP, PANEL, STEP)
+    lines = packed.data.view(panels, groups, packed.bits, PANEL, STEP)
+    if packed.bits < 8:
+        nibbles = lines[:, :, : STEPS // 2]
+        lower = torch.cat([nibbles & 15, nibbles >> 4], dim=2)  # [P, G, 8, 16, 4]
+        if packed.bits == 5:
+            fifth = lines[:, :, STEPS // 2 :] >> _shifts() & 1
+            lower |= fifth << 4
+        lines = lower
     plain = lines.permute(0, 3, 1, 2, 4).reshape(panels * PANEL, groups * GROUP)
-    q = (plain.to(torch.int16) - ZERO).to(torch.int8)
+    q = (plain.to(torch.int16) - _limit(packed.bits)).to(torch.int8)
     scales = packed.scales.permute(0, 2, 1).reshape(panels * PANEL, groups)
     return q[: packed.out_features], scales[: packed.out_features]
 
 
-def _interleave(q: torch.Tensor, scales: torch.Tensor, in_features: int) -> PackedWeight:
+def _interleave(
+    q: torch.Tensor, scales: torch.Tensor, in_features: int, bits: Bits
+) -> PackedWeight:
     """Lay out ``q`` int8 [N, G * 32] and ``scales`` float16 [N, G]."""
     n, k = q.shape
     panels, groups = -(-n // PANEL), k // GROUP
     rows = panels * PANEL - n
-    stored = torch.nn.functional.pad((q.to(torch.int16) + ZERO).to(torch.uint8), (0, 0, 0, rows))
-    stored[n:] = ZERO
-    data = (
-        stored.view(panels, PANEL, groups, GROUP // STEP, STEP)
-        .permute(0, 2, 3, 1, 4)
-        .reshape(panels, groups, GROUP * PANEL)
-    )
+    zero = _limit(bits)
+    stored = torch.nn.functional.pad((q.to(torch.int16) + zero).to(torch.uint8), (0, 0, 0, rows))
+    stored[n:] = zero
+    lines = stored.view(panels, PANEL, groups, STEPS, STEP).permute(0, 2, 3, 1, 4)
+    if bits < 8:
+        lower = lines & 15
+        parts = [lower[:, :, : STEPS // 2] | lower[:, :, STEPS // 2 :] << 4]
+        if bits == 5:  # at most one of each bit: the sum is below 256
+            fifth = (lines >> 4) << _shifts()
+            parts.append(fifth.sum(dim=2, keepdim=True, dtype=torch.uint8))
+        lines = torch.cat(parts, dim=2)
+    data = lines.reshape(panels, groups, bits * LINE)
     padded = torch.nn.functional.pad(scales, (0, 0, 0, rows))
     laid = padded.view(panels, PANEL, groups).permute(0, 2, 1)
     return PackedWeight(data.contiguous(), laid.contiguous(), n, in_features)
+
+
+def _limit(bits: int) -> int:
+    """The stored zero of weights of ``bits``: they lie in -limit .. limit - 1."""
+    if bits not in BITS:
+        raise ValueError(f"weights have 4, 5 or 8 bits, got {bits}")
+    return 1 << (bits - 1)
+
+
+def _shifts() -> torch.Tensor:
+    """Where in its byte each line's fifth bit lies, uint8 [8, 1, 1]."""
+    return torch.arange(STEPS, dtype=torch.uint8).view(STEPS, 1, 1)

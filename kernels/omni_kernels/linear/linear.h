@@ -1,23 +1,41 @@
-// The quantised linear's inner loops, one set per instruction set. Layout: see reference.py.
+// The quantised linear's inner loops, one set per instruction set. Layout: see layout.py.
 #pragma once
 
 #include <cstdint>
 
 namespace omni {
 
-constexpr int kGroup = 32;                            // inputs that share one scale
-constexpr int kPanel = 16;                            // outputs interleaved in one line
-constexpr int kStep = 4;                              // inputs of one output in one line
-constexpr int kSteps = kGroup / kStep;                // lines of a group
-constexpr int kLine = kPanel * kStep;                 // 64 bytes
-constexpr int64_t kPanelGroup = kSteps * int64_t{kLine};  // 512 bytes
-constexpr int kZero = 128;                            // stored byte = weight + 128
+constexpr int kGroup = 32;             // inputs that share one scale
+constexpr int kPanel = 16;             // outputs interleaved in one line
+constexpr int kStep = 4;               // inputs of one output in one line
+constexpr int kSteps = kGroup / kStep; // lines of a group with a weight in each byte
+constexpr int kHalf = kSteps / 2;      // lines of a group with a weight in each nibble
+constexpr int kLine = kPanel * kStep;  // 64 bytes
+constexpr int64_t kSpread = kSteps * int64_t{kLine};  // bytes of a group, a weight in each
+
+// Weights of 8, 5 or 4 bits take as many lines per group of a panel.
+constexpr int64_t group_bytes(int bits) { return int64_t{bits} * kLine; }
+// What a stored weight exceeds the weight by.
+constexpr int zero_of(int bits) { return 1 << (bits - 1); }
 
 struct Weight {
-  const uint8_t* data;     // [panels, groups, kSteps, kPanel, kStep]
+  const uint8_t* data;     // [panels, groups, bits, kLine]
   const uint16_t* scales;  // [panels, groups, kPanel] fp16
   int64_t groups;
   int64_t panels;
+  int bits;  // 4, 5 or 8
+};
+
+// A few groups of one or two panels, as a tile reads them.
+struct Tile {
+  const uint8_t* data;  // the first panel's first group
+  int64_t panel_bytes;  // from one panel to the next
+  const uint16_t* scales;
+  int64_t panel_scales;
+  int64_t groups;
+  int panels;
+  int bits;     // 4, 5 or 8
+  bool spread;  // of 4 or 5 bits, but with a weight in each byte: kSpread bytes per group
 };
 
 // Memory that is wanted soon: `lines` cache lines from `memory` on for each group of the tile.
@@ -33,17 +51,19 @@ struct Span {
 
 // One instruction set's way to do it. A block is up to `max_rows` rows of x, quantised and laid out
 // as the tile wants to read them: one record per group holding every row's 32 values, then the
-// correction -128 sum(q) of each row (stored weights carry +128), then its scale.
+// correction -zero sum(q) of each row (stored weights exceed theirs by zero), then its scale.
 struct LinearPath {
   int max_rows;
-  int64_t (*record_bytes)(int rows);
-  // Quantise x[rows, columns] (row stride `columns`) into `block`.
-  void (*quantize)(const float* x, int64_t columns, int64_t groups, int rows, uint8_t* block);
-  // Add groups [span.first, span.last) to sums[panel, row, kPanel], for one or two panels from
-  // `panel` on. Groups are added in ascending order with the same operations whatever `rows`,
-  // `panels` and the spans: a row's result never depends on its neighbours.
-  void (*tile)(const Weight& weight, int64_t panel, int panels, Span span, const uint8_t* block,
-               int rows, Ahead ahead, float* sums);
+  int64_t (*record_bytes)(int bits, int rows);
+  // Quantise x[rows, columns] (row stride `columns`) into `block`, for weights of `bits`.
+  void (*quantize)(const float* x, int64_t columns, int64_t groups, int rows, int bits,
+                   uint8_t* block);
+  // Write a weight of 4 or 5 `bits` into each byte of lines[groups, kSpread].
+  void (*spread)(const uint8_t* data, int bits, int64_t groups, uint8_t* lines);
+  // Add the tile's groups to sums[panel, row, kPanel]; `block` begins at the tile's first group.
+  // Groups are added in ascending order with the same operations whatever `rows`, the panels, the
+  // cut into tiles and `spread`: a row's result never depends on its neighbours.
+  void (*tile)(const Tile& tile, const uint8_t* block, int rows, Ahead ahead, float* sums);
 };
 
 extern const LinearPath kScalarLinear;

@@ -38,15 +38,15 @@ struct Record {
   float scale;
 };
 
-int64_t record_bytes(int) { return sizeof(Record); }
+int64_t record_bytes(int, int) { return sizeof(Record); }
 
-void quantize(const float* x, int64_t columns, int64_t groups, int, uint8_t* block) {
+void quantize(const float* x, int64_t columns, int64_t groups, int, int bits, uint8_t* block) {
   auto* record = reinterpret_cast<Record*>(block);
   for (int64_t g = 0; g < groups; ++g, ++record) {
     const int64_t left = columns - g * kGroup;
     const int count = static_cast<int>(left < kGroup ? left : kGroup);
     const GroupScale group = quantize_group_scalar(x + g * kGroup, count, record->q);
-    record->correction = -kZero * group.sum;
+    record->correction = -zero_of(bits) * group.sum;
     record->scale = group.scale;
   }
 }
@@ -65,17 +65,34 @@ float from_half(uint16_t half) {
   return sign ? -value : value;
 }
 
-void tile(const Weight& weight, int64_t panel, int panels, Span span, const uint8_t* block, int,
-          Ahead, float* sums) {
-  for (int p = 0; p < panels; ++p, ++panel, sums += kPanel) {
-    const uint8_t* w = weight.data + (panel * weight.groups + span.first) * kPanelGroup;
-    const uint16_t* s = weight.scales + (panel * weight.groups + span.first) * kPanel;
-    const auto* record = reinterpret_cast<const Record*>(block) + span.first;
-    for (int64_t g = span.first; g < span.last; ++g, ++record, w += kPanelGroup, s += kPanel) {
+void spread(const uint8_t* data, int bits, int64_t groups, uint8_t* lines) {
+  for (int64_t g = 0; g < groups; ++g, data += group_bytes(bits), lines += kSpread) {
+    for (int i = 0; i < kHalf * kLine; ++i) {
+      lines[i] = data[i] & 15;
+      lines[kHalf * kLine + i] = data[i] >> 4;
+    }
+    if (bits == 4) continue;
+    const uint8_t* fifth = data + kHalf * kLine;
+    for (int step = 0; step < kSteps; ++step)
+      for (int i = 0; i < kLine; ++i)
+        lines[step * kLine + i] |= static_cast<uint8_t>((fifth[i] >> step & 1) << 4);
+  }
+}
+
+void tile(const Tile& tile, const uint8_t* block, int, Ahead, float* sums) {
+  const bool packed = tile.bits < 8 && !tile.spread;
+  const int64_t stride = packed ? group_bytes(tile.bits) : kSpread;
+  for (int p = 0; p < tile.panels; ++p, sums += kPanel) {
+    const uint8_t* w = tile.data + p * tile.panel_bytes;
+    const uint16_t* s = tile.scales + p * tile.panel_scales;
+    const auto* record = reinterpret_cast<const Record*>(block);
+    for (int64_t g = 0; g < tile.groups; ++g, ++record, w += stride, s += kPanel) {
+      uint8_t lines[kSpread];
+      if (packed) spread(w, tile.bits, 1, lines);
       int32_t acc[kPanel];
       for (int32_t& value : acc) value = record->correction;
       for (int step = 0; step < kSteps; ++step) {
-        const uint8_t* line = w + step * kLine;
+        const uint8_t* line = (packed ? lines : w) + step * kLine;
         const int8_t* q = record->q + step * kStep;
         for (int n = 0; n < kPanel; ++n)
           for (int j = 0; j < kStep; ++j) acc[n] += int32_t{line[n * kStep + j]} * int32_t{q[j]};
@@ -88,6 +105,6 @@ void tile(const Weight& weight, int64_t panel, int panels, Span span, const uint
 
 }  // namespace
 
-const LinearPath kScalarLinear = {1, record_bytes, quantize, tile};
+const LinearPath kScalarLinear = {1, record_bytes, quantize, spread, tile};
 
 }  // namespace omni
