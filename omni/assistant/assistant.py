@@ -204,6 +204,7 @@ class Assistant:
         if turn is not None:
             tokens += session.context.listening(turn.stable_text)
         self._engine.set_priority(session.sequence, Priority.LISTENING)
+        self._engine.keep(session.sequence, session.context.num_system_tokens(session.conversation))
         try:
             self._engine.sync(session.sequence, tokens)
         except CapacityError as error:

@@ -91,8 +91,6 @@ class Context:
         ``turns`` gives the text of audio turns by id; a turn that is not in it stands as its item's
         transcript. ``reserve_tokens`` is room left for what comes after.
         """
-        if not conversation.instructions:
-            conversation = replace(conversation, instructions=self._instructions)
         head = self._system(conversation)
         runs = [
             self._message(run[0], turns) if len(run) == 1 else self._template.results(run)
@@ -123,10 +121,15 @@ class Context:
         nudge = self._template.after_results() if after_results else []
         return nudge + self._template.assistant_header()
 
+    def num_system_tokens(self, conversation: Conversation) -> int:
+        """Tokens of instructions and tools: what sessions that are set up alike have in common."""
+        return len(self._system(conversation))
+
     def _system(self, conversation: Conversation) -> list[int]:
-        instructions, tools = conversation.instructions, conversation.tools
-        if self._head is None or self._head[:2] != (instructions, tools):
-            self._head = (instructions, tools, self._template.system(conversation))
+        instructions = conversation.instructions or self._instructions
+        if self._head is None or self._head[:2] != (instructions, conversation.tools):
+            whole = replace(conversation, instructions=instructions)
+            self._head = (instructions, conversation.tools, self._template.system(whole))
         return self._head[2]
 
     def _message(self, message: Message, turns: Mapping[str, str]) -> list[int]:

@@ -18,7 +18,7 @@ from omni_encoders.audio import StreamingRecogniser
 from omni_encoders.end_of_turn import EndOfTurn
 from omni_encoders.recogniser import Transcript, Word
 from omni_encoders.vad import VadState, VoiceActivity
-from tiny_backbone import decoder_stack
+from tiny_backbone import Mixers, decoder_stack
 
 from omni.assistant import Assistant
 from omni.assistant.listening import Hearing
@@ -112,10 +112,15 @@ def tokenizer() -> Tokenizer:
 
 
 @cache
-def model() -> LoadedModel:
+def model(mixers: Mixers = ("attention",) * 3, num_sayable: int | None = None) -> LoadedModel:
     ascii_only = tokenizer()
     return LoadedModel(
-        backbone=decoder_stack(vocab_size=ascii_only.vocab_size, max_positions=MAX_POSITIONS),
+        backbone=decoder_stack(
+            vocab_size=ascii_only.vocab_size,
+            max_positions=MAX_POSITIONS,
+            mixers=mixers,
+            num_sayable=num_sayable,
+        ),
         tokenizer=ascii_only,
         template=Qwen2().template(ascii_only),
         name="tiny",
@@ -134,11 +139,13 @@ def build(
     config: EngineConfig | None = None,
     *,
     max_sessions: int = 4,
+    loaded: LoadedModel | None = None,
 ) -> Assistant:
     config = config or EngineConfig(num_pages=1024, max_context_tokens=MAX_POSITIONS)
+    loaded = loaded or model()
     return Assistant(
-        model=model(),
-        engine=Engine(model().backbone, config, max_owners=max_sessions),
+        model=loaded,
+        engine=Engine(loaded.backbone, config, max_owners=max_sessions),
         hearing=Hearing(StreamingRecogniser(script or Script(), Loudness()), EvenOdds()),
         speech=voice(),
         parts=parts,
@@ -149,10 +156,14 @@ def build(
 
 @contextmanager
 def tiny_assistant(
-    script: Script | None = None, config: EngineConfig | None = None, *, max_sessions: int = 4
+    script: Script | None = None,
+    config: EngineConfig | None = None,
+    *,
+    max_sessions: int = 4,
+    loaded: LoadedModel | None = None,
 ) -> Iterator[Assistant]:
     """An assistant whose books must balance, and be empty, at the end."""
-    assistant = build(InlineParts(), script, config, max_sessions=max_sessions)
+    assistant = build(InlineParts(), script, config, max_sessions=max_sessions, loaded=loaded)
     yield assistant
     assistant.check_integrity()
     assistant.close()

@@ -203,8 +203,12 @@ def decoder_stack(
     vocab_size: int = 97,
     max_positions: int = 512,
     mixers: Mixers = ("attention",) * 3,
+    num_sayable: int | None = None,
 ) -> DecoderStack:
-    """The product's stack in fp32 with random weights; recurrent layers are Gated DeltaNet."""
+    """The product's stack in fp32 with random weights; recurrent layers are Gated DeltaNet.
+
+    Greedy decoding never chooses a token from ``num_sayable`` on.
+    """
     delta = None
     if "recurrent" in mixers:
         delta = DeltaShape(
@@ -236,6 +240,8 @@ def decoder_stack(
         "head": weight(config.vocab_size, size) * 3,
         "final_norm": torch.ones(size),
     }
+    if num_sayable is not None:
+        values["head"][num_sayable:] = 0
     qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     for index in range(config.num_layers):
         prefix = f"layers.{index}."
