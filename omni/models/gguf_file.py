@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
-from omni_kernels.linear import GROUP
+from omni_kernels.linear import GROUP, Bits
 
 from omni.errors import ModelError
 
@@ -33,6 +33,15 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _MAX_NAME_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """A matrix in groups of 32 columns: the codes fit in ``bits``, a value is code times scale."""
+
+    codes: NDArray[np.int8]  # [rows, columns]
+    scales: NDArray[np.float16]  # [rows, columns / 32]
+    bits: Bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +179,8 @@ class GGUFFile:
         _check_finite(values, name, self.path)
         return values
 
-    def groups(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float16]] | None:
-        """The matrix as int8 [rows, columns] and scales [rows, columns / 32], without any loss.
+    def groups(self, name: str) -> Groups | None:
+        """The matrix in groups, without any loss.
 
         Returns None where the format has no such form (it must be requantised).
 
@@ -179,14 +188,14 @@ class GGUFFile:
             ModelError: a scale is not finite.
         """
         tensor = self.tensors[name]
-        unpack = _EXACT.get(tensor.kind)
-        if unpack is None:
+        if tensor.kind not in _EXACT:
             return None
+        unpack, bits = _EXACT[tensor.kind]
         rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
         blocks = self.raw(name).reshape(rows, columns // GROUP, -1)
         scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
         _check_finite(scales, name, self.path)
-        return unpack(blocks[..., 2:]).reshape(rows, columns), scales
+        return Groups(unpack(blocks[..., 2:]).reshape(rows, columns), scales, bits)
 
 
 def quantise(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
@@ -231,8 +240,9 @@ def _q5_0(body: NDArray[np.uint8]) -> NDArray[np.int8]:
     return (_nibbles(body[..., 4:]) | (fifth << 4)).view(np.int8) - np.int8(16)
 
 
-_EXACT = {
-    GGMLQuantizationType.Q8_0: _q8_0,
-    GGMLQuantizationType.Q5_0: _q5_0,
-    GGMLQuantizationType.Q4_0: _q4_0,
+_EXACT: dict[GGMLQuantizationType, tuple[Callable[[NDArray[np.uint8]], NDArray[np.int8]], Bits]] = {
+    GGMLQuantizationType.Q8_0: (_q8_0, 8),
+    GGMLQuantizationType.Q5_0: (_q5_0, 5),
+    GGMLQuantizationType.Q4_0: (_q4_0, 4),
 }
+"""How the bytes after a block's scale become codes, and of how many bits."""

@@ -1,4 +1,4 @@
-"""The on-disk form that a start maps instead of converting: int8 groups in the kernels' layout.
+"""The on-disk form that a start maps instead of converting: groups in the kernels' layout.
 
 ``<home>/repacked/<key>/`` holds ``weights.bin`` (every parameter at a 64-byte boundary) and
 ``index.json`` (what lies where). A folder appears in one rename, so a half-written one is never
@@ -26,7 +26,7 @@ from omni.models.layers import QuantisedRows
 from omni.models.parameters import Parameter
 from omni.models.weights import Checkpoint, Entry, dense_entry, quantised_entry
 
-VERSION = 3
+VERSION = 4
 """Goes up whenever the files' meaning changes; older folders are then made anew."""
 
 _ALIGNMENT = 64  # a cache line, what the kernels load best
@@ -128,10 +128,11 @@ def _write_entry(entry: Entry, checkpoint: Checkpoint, out: IO[bytes]) -> dict[s
     if entry.kind == "plain":
         values = torch.from_numpy(dense_entry(entry, checkpoint))
         return {"kind": "plain", "values": _append(values, out)}
-    codes, scales = (torch.from_numpy(part) for part in quantised_entry(entry, checkpoint))
+    groups = quantised_entry(entry, checkpoint)
+    codes, scales = torch.from_numpy(groups.codes), torch.from_numpy(groups.scales)
     if entry.kind == "rows":
         return {"kind": "rows", "codes": _append(codes, out), "scales": _append(scales, out)}
-    packed = pack_quantized(codes, scales)
+    packed = pack_quantized(codes, scales, groups.bits)
     return {
         "kind": "matrix",
         "out_features": packed.out_features,

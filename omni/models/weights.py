@@ -1,7 +1,7 @@
 """Checkpoint tensors to the stack's parameters; missing and extra names are errors.
 
 A family says which checkpoint tensors make up each parameter (:class:`Entry`); here they are
-checked, read and either kept as fp32 or brought to int8 groups. Called by
+checked, read and either kept as fp32 or brought to groups of 4, 5 or 8 bits. Called by
 :mod:`omni.models.loading`; knows no family.
 """
 
@@ -21,17 +21,13 @@ from omni_kernels.linear import GROUP
 from safetensors import SafetensorError, safe_open
 
 from omni.errors import ModelError
-from omni.models.gguf_file import quantise
+from omni.models.gguf_file import Groups, quantise
 from omni.models.parameters import Parameter
 
 _BLOCK_ROWS = 4096
 _FLOATS = ("F64", "F32", "F16", "BF16")
 """Number types of safetensors that mean what they say: the others come with scales elsewhere."""
 _INDEX = "model.safetensors.index.json"
-
-Codes = tuple[NDArray[np.int8], NDArray[np.float16]]
-"""int8 [rows, columns] and their scales [rows, columns / 32]."""
-
 
 Rows = range | tuple[int, ...]
 
@@ -78,8 +74,8 @@ class Checkpoint(Protocol):
         """Rows ``first`` to ``last`` as fp32; :class:`ModelError` if a value is not finite."""
         ...
 
-    def groups(self, name: str) -> Codes | None:
-        """The matrix as int8 groups without loss, or None where that is impossible."""
+    def groups(self, name: str) -> Groups | None:
+        """The matrix in groups without loss, or None where that is impossible."""
         ...
 
 
@@ -129,7 +125,7 @@ class SafetensorsFolder:
         array: NDArray[np.float32] = values.numpy()
         return array
 
-    def groups(self, name: str) -> Codes | None:
+    def groups(self, name: str) -> Groups | None:
         return None
 
 
@@ -216,17 +212,20 @@ def _dense_piece(piece: Piece, checkpoint: Checkpoint) -> NDArray[np.float32]:
     return values
 
 
-def quantised_entry(entry: Entry, checkpoint: Checkpoint) -> Codes:
-    """One matrix as int8 groups: exact where the checkpoint's format allows, else requantised."""
-    codes, scales = [], []
-    for piece in entry.pieces:
-        part = _exact(piece, checkpoint) or _requantised(piece, checkpoint)
-        codes.append(part[0])
-        scales.append(part[1])
-    return np.concatenate(codes), np.concatenate(scales)
+def quantised_entry(entry: Entry, checkpoint: Checkpoint) -> Groups:
+    """One matrix in groups: exact where the checkpoint's format allows, else rounded to 8 bits.
+
+    It has as many bits as the widest of its pieces.
+    """
+    parts = [_exact(piece, checkpoint) or _requantised(piece, checkpoint) for piece in entry.pieces]
+    return Groups(
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        max(part.bits for part in parts),
+    )
 
 
-def _exact(piece: Piece, checkpoint: Checkpoint) -> Codes | None:
+def _exact(piece: Piece, checkpoint: Checkpoint) -> Groups | None:
     """The piece from the checkpoint's own groups; None where it has none or they are torn up."""
     groups = None
     if piece.columns is not None:
@@ -238,15 +237,15 @@ def _exact(piece: Piece, checkpoint: Checkpoint) -> Codes | None:
     if exact is None:
         return None
     first, last, order = _span(piece.rows)
-    codes, scales = exact[0][first:last], exact[1][first:last]
+    codes, scales = exact.codes[first:last], exact.scales[first:last]
     if order is not None:
         codes, scales = codes[order], scales[order]
     if groups is not None:
         codes, scales = codes[:, piece.columns], scales[:, groups]
-    return codes, scales
+    return Groups(codes, scales, exact.bits)
 
 
-def _requantised(piece: Piece, checkpoint: Checkpoint) -> Codes:
+def _requantised(piece: Piece, checkpoint: Checkpoint) -> Groups:
     """A matrix rounded to int8 groups, a block of rows at a time: fp32 would fill the memory."""
     if piece.shape[-1] % GROUP:
         raise ModelError(
@@ -268,7 +267,9 @@ def _requantised(piece: Piece, checkpoint: Checkpoint) -> Codes:
         raise ModelError(
             f"tensor {piece.name} of {checkpoint.path} has values too large for int8 groups"
         )
-    return (codes, scales) if order is None else (codes[order], scales[order])
+    if order is not None:
+        codes, scales = codes[order], scales[order]
+    return Groups(codes, scales, 8)
 
 
 def _span(rows: Rows | None) -> tuple[int, int | None, NDArray[np.int64] | None]:

@@ -88,6 +88,15 @@ def test_a_row_does_not_depend_on_its_neighbours(path: str, bits: lib.Bits) -> N
         x, _, _ = make(77, 352, 40)
 
 
+@pytest.mark.parametrize("bits", [4, 5])
+def test_the_stored_width_does_not_change_a_bit(path: str, bits: lib.Bits) -> None:
+    x, weight, bias = make(77, 352, 40, bits)
+    wide = lib.pack_quantized(*layout.split(weight))
+    assert wide.bits == 8
+    for m in (1, 6, 20, 40):
+        assert torch.equal(lib.linear(x[:m], weight, bias), lib.linear(x[:m], wide, bias))
+
+
 @every_width
 def test_more_rows_than_one_pass_holds_keep_their_bits(path: str, bits: lib.Bits) -> None:
     x, weight, bias = make(40, 1100, 300, bits)  # 3 spans of groups, 2 passes of rows

@@ -13,9 +13,10 @@ from tiny_models import Driver, make_hf, relative_rms, save_gguf
 from transformers import PreTrainedModel
 
 from omni.models import load_backbone
-from omni.models.backbone import DecoderStack
+from omni.models.backbone import BackboneConfig, DecoderStack
 from omni.models.batch import Batch
 from omni.models.gguf_file import GGUFFile
+from omni.models.parameters import Parameter
 from omni.models.qwen2 import Qwen2
 from omni.models.repacked import open_or_make
 from omni.models.weights import read_dense
@@ -119,18 +120,23 @@ def test_embeddings_stand_in_for_tokens(model: PreTrainedModel, tmp_path: Path) 
     assert relative_rms(logits, reference(model, TOKENS[:12])) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0"])
-def test_int8_groups_carry_simple_gguf_formats_without_loss(
-    model: PreTrainedModel, kind: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "model.gguf"
-    save_gguf(model, path, gguf.GGMLQuantizationType[kind])
-    file = GGUFFile(path)
+def dense_and_packed(
+    folder: Path,
+) -> tuple[BackboneConfig, dict[str, Parameter], dict[str, Parameter]]:
+    """Read ``folder``/model.gguf twice."""
+    file = GGUFFile(folder / "model.gguf")
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     config = Qwen2().config_from_gguf(file.metadata, shapes)
     plan = Qwen2().plan(config, "gguf")
-    dense = read_dense(plan, file)
-    packed = open_or_make(tmp_path / "repacked", plan, file)
+    return config, read_dense(plan, file), open_or_make(folder / "repacked", plan, file)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q8_0", 8), ("Q5_0", 5), ("Q4_0", 4)])
+def test_groups_carry_simple_gguf_formats_without_loss_or_widening(
+    model: PreTrainedModel, kind: str, bits: int, tmp_path: Path
+) -> None:
+    save_gguf(model, tmp_path / "model.gguf", gguf.GGMLQuantizationType[kind])
+    config, dense, packed = dense_and_packed(tmp_path)
     num_packed = 0
     for name, value in packed.items():
         expected = dense[name]
@@ -138,7 +144,25 @@ def test_int8_groups_carry_simple_gguf_formats_without_loss(
         if isinstance(value, PackedWeight):
             num_packed += 1
             assert torch.equal(unpack(value), expected)
+            assert value.bits == bits
     assert num_packed == 1 + 4 * config.num_layers
     int8 = Driver(DecoderStack(config, packed)).step([TOKENS])
     fp32 = Driver(DecoderStack(config, dense)).step([TOKENS])
     assert relative_rms(int8, fp32) <= 0.06  # rounded activations, amplified by random weights
+
+
+def test_a_matrix_made_of_several_has_the_bits_of_the_widest(
+    model: PreTrainedModel, tmp_path: Path
+) -> None:
+    five, eight = gguf.GGMLQuantizationType.Q5_0, gguf.GGMLQuantizationType.Q8_0
+    save_gguf(model, tmp_path / "model.gguf", five, {"layers.1.self_attn.v_proj": eight})
+    _, dense, packed = dense_and_packed(tmp_path)
+    bits = {}
+    for name, value in packed.items():
+        if isinstance(value, PackedWeight):
+            expected = dense[name]
+            assert isinstance(expected, torch.Tensor)
+            assert torch.equal(unpack(value), expected)
+            bits[name] = value.bits
+    assert sorted(set(bits.values())) == [5, 8]
+    assert [name for name in bits if bits[name] == 8] == ["layers.1.attention.qkv"]

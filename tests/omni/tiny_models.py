@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -52,8 +53,16 @@ def make_hf(
     return model
 
 
-def save_gguf(model: PreTrainedModel, path: Path, kind: gguf.GGMLQuantizationType) -> None:
-    """Write a transformers model as llama.cpp's converter would, matrices in ``kind``."""
+def save_gguf(
+    model: PreTrainedModel,
+    path: Path,
+    kind: gguf.GGMLQuantizationType,
+    others: Mapping[str, gguf.GGMLQuantizationType] = MappingProxyType({}),
+) -> None:
+    """Write a transformers model as llama.cpp's converter would, matrices in ``kind``.
+
+    ``others``: part of a matrix's name -> its kind.
+    """
     config = model.config
     arch = config.model_type
     writer = gguf.GGUFWriter(path, arch)
@@ -76,7 +85,8 @@ def save_gguf(model: PreTrainedModel, path: Path, kind: gguf.GGMLQuantizationTyp
             if arch == "llama" and part in name:  # LlamaModel.permute of the converter
                 halves = array.reshape(heads, 2, -1, *array.shape[1:])
                 array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
-        writer_kind = kind if array.ndim == 2 else gguf.GGMLQuantizationType.F32
+        chosen = next((other for part, other in others.items() if part in name), kind)
+        writer_kind = chosen if array.ndim == 2 else gguf.GGMLQuantizationType.F32
         data = gguf.quants.quantize(array, writer_kind)
         writer.add_tensor(_gguf_name(name), data, raw_dtype=writer_kind)
     writer.write_header_to_file()
