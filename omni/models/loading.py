@@ -9,11 +9,13 @@ from typing import Literal
 
 from omni.errors import ModelError
 from omni.models import registry, repacked, weights
-from omni.models.backbone import DecoderStack
-from omni.models.family import Family
+from omni.models.adapter import Adapter
+from omni.models.backbone import BackboneConfig, DecoderStack
+from omni.models.family import Family, Format
 from omni.models.gguf_file import GGUFFile
 from omni.models.template import ChatTemplate
 from omni.models.tokenizer import Tokenizer
+from omni.models.weights import SafetensorsFolder
 
 Progress = Callable[[int, int], None]
 """(parameters repacked so far, parameters in all); called on a first start only."""
@@ -38,27 +40,26 @@ def load(
     home: Path,
     progress: Progress | None = None,
     precision: Precision = "int8",
+    adapter: Path | str | None = None,
 ) -> LoadedModel:
     """Open the GGUF file or the Hugging Face folder at ``path``.
 
     The first time, int8 weights are repacked into ``home / "repacked"``; later starts map that.
-    ``precision="fp32"`` dequantises everything instead: the reference, large and slow.
+    ``precision="fp32"`` dequantises everything instead: the reference, large and slow. ``adapter``
+    is the folder of a LoRA adapter that is merged into the weights.
 
     Raises:
         ModelError: missing, damaged, of an unknown architecture, or short of tensors.
     """
-    path = _only_gguf(Path(path))
-    if path.is_dir():
-        config = weights.read_hf_config(path)
-        family = registry.family_of(config.get("model_type"))
-        backbone = load_backbone(path, home=home, progress=progress, precision=precision)
-        tokenizer, name = Tokenizer.from_file(path / "tokenizer.json"), path.name
+    source = _open(Path(path))
+    backbone = _stack(source, home, progress, precision, adapter)
+    if isinstance(source.checkpoint, GGUFFile):
+        metadata = source.checkpoint.metadata
+        tokenizer = Tokenizer.from_gguf(metadata)
+        name = str(metadata.get("general.name", source.checkpoint.path.stem))
     else:
-        file = GGUFFile(path)
-        family = registry.family_of(file.metadata.get("general.architecture"))
-        backbone = _from_gguf(file, family, home, progress, precision)
-        tokenizer = Tokenizer.from_gguf(file.metadata)
-        name = str(file.metadata.get("general.name", path.stem))
+        folder = source.checkpoint.path
+        tokenizer, name = Tokenizer.from_file(folder / "tokenizer.json"), folder.name
     if tokenizer.vocab_size > backbone.vocab_size:
         raise ModelError(
             f"{path} has {tokenizer.vocab_size} tokens but only {backbone.vocab_size} embeddings"
@@ -66,7 +67,7 @@ def load(
     return LoadedModel(
         backbone=backbone,
         tokenizer=tokenizer,
-        template=family.template(tokenizer),
+        template=source.family.template(tokenizer),
         name=name,
         context_tokens=backbone.max_positions,
     )
@@ -78,43 +79,62 @@ def load_backbone(
     home: Path,
     progress: Progress | None = None,
     precision: Precision = "int8",
+    adapter: Path | str | None = None,
 ) -> DecoderStack:
     """Open the weights alone (a folder need not have a tokenizer); as :func:`load` otherwise."""
-    path = _only_gguf(Path(path))
+    return _stack(_open(Path(path)), home, progress, precision, adapter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A checkpoint and what its family makes of it; ``files`` stand for its content."""
+
+    family: Family
+    config: BackboneConfig
+    checkpoint: GGUFFile | SafetensorsFolder
+    files: list[Path]
+
+    @property
+    def format(self) -> Format:
+        return "gguf" if isinstance(self.checkpoint, GGUFFile) else "hf"
+
+
+def _open(path: Path) -> _Source:
+    found = list(path.glob("*.gguf"))
+    if len(found) == 1:
+        path = found[0]
     if not path.is_dir():
         file = GGUFFile(path)
         family = registry.family_of(file.metadata.get("general.architecture"))
-        return _from_gguf(file, family, home, progress, precision)
+        shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+        config = family.config_from_gguf(file.metadata, shapes)
+        return _Source(family=family, config=config, checkpoint=file, files=[path])
     description = weights.read_hf_config(path)
     family = registry.family_of(description.get("model_type"))
     config = family.config_from_hf(description)
-    folder = weights.SafetensorsFolder(path)
-    plan = family.plan(config, "hf", folder.names)
-    weights.check(plan, folder, family.ignored(config))
-    if precision == "fp32":
-        return DecoderStack(config, weights.read_dense(plan, folder))
-    key = repacked.key_of([path / "config.json", *folder.files])
-    return DecoderStack(
-        config, repacked.open_or_make(home / "repacked" / key, plan, folder, progress)
-    )
+    folder = SafetensorsFolder(path)
+    files = [path / "config.json", *folder.files]
+    return _Source(family=family, config=config, checkpoint=folder, files=files)
 
 
-def _only_gguf(path: Path) -> Path:
-    """The GGUF file of a folder that holds just one, else ``path`` itself."""
-    files = list(path.glob("*.gguf"))
-    return files[0] if len(files) == 1 else path
-
-
-def _from_gguf(
-    file: GGUFFile, family: Family, home: Path, progress: Progress | None, precision: Precision
+def _stack(
+    source: _Source,
+    home: Path,
+    progress: Progress | None,
+    precision: Precision,
+    adapter: Path | str | None,
 ) -> DecoderStack:
-    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    config = family.config_from_gguf(file.metadata, shapes)
-    plan = family.plan(config, "gguf", file.names)
-    weights.check(plan, file, family.ignored(config))
+    family, config, checkpoint = source.family, source.config, source.checkpoint
+    plan = family.plan(config, source.format, checkpoint.names)
+    weights.check(plan, checkpoint, family.ignored(config))
+    files, origin = source.files, str(checkpoint.path.resolve())
+    if adapter is not None:
+        low_rank = Adapter(Path(adapter))
+        described = plan if source.format == "hf" else family.plan(config, "hf")
+        plan = low_rank.applied(plan, described)
+        files, origin = [*files, *low_rank.files], f"{origin} with {low_rank.path.resolve()}"
     if precision == "fp32":
-        return DecoderStack(config, weights.read_dense(plan, file))
-    key = repacked.key_of([file.path])
-    return DecoderStack(
-        config, repacked.open_or_make(home / "repacked" / key, plan, file, progress)
-    )
+        return DecoderStack(config, weights.read_dense(plan, checkpoint))
+    folder = home / "repacked" / repacked.key_of(files)
+    values = repacked.open_or_make(folder, plan, checkpoint, progress, source=origin)
+    return DecoderStack(config, values)

@@ -60,8 +60,13 @@ def open_or_make(
     plan: Sequence[Entry],
     checkpoint: Checkpoint,
     progress: Progress | None = None,
+    *,
+    source: str = "",
 ) -> dict[str, Parameter]:
     """Map the parameters in ``folder``; make it from ``checkpoint`` first if it is not there.
+
+    ``source`` names what they come from (else the checkpoint's path does): what was made of the
+    same before goes.
 
     Raises:
         ModelError: the checkpoint holds NaN, or the disk cannot be written.
@@ -73,11 +78,12 @@ def open_or_make(
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=folder.parent))
         try:
-            _write(draft, plan, checkpoint, progress)
+            source = source or str(checkpoint.path.resolve())
+            _write(draft, plan, checkpoint, progress, source)
             if folder.exists():  # damaged, or of another plan: it did not map
                 shutil.rmtree(folder)
             draft.rename(folder)
-            _remove_stale(folder, checkpoint.path)
+            _remove_stale(folder, source)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
@@ -91,7 +97,11 @@ def open_or_make(
 
 
 def _write(
-    folder: Path, plan: Sequence[Entry], checkpoint: Checkpoint, progress: Progress | None
+    folder: Path,
+    plan: Sequence[Entry],
+    checkpoint: Checkpoint,
+    progress: Progress | None,
+    source: str,
 ) -> None:
     index: dict[str, Any] = {}
     with (folder / "weights.bin").open("wb") as out:
@@ -102,12 +112,12 @@ def _write(
         size = out.tell()
     if progress:
         progress(len(plan), len(plan))
-    head = {"version": VERSION, "source": str(checkpoint.path.resolve()), "size": size}
+    head = {"version": VERSION, "source": source, "size": size}
     text = json.dumps(head | {"parameters": index}, indent=1)
     (folder / "index.json").write_text(text, encoding="utf-8")
 
 
-def _remove_stale(folder: Path, source: Path) -> None:
+def _remove_stale(folder: Path, source: str) -> None:
     """Remove what earlier versions made of ``source``, and drafts whose maker must have died."""
     for other in folder.parent.iterdir():
         if other == folder:
@@ -117,7 +127,7 @@ def _remove_stale(folder: Path, source: Path) -> None:
                 stale = time.time() - other.stat().st_mtime > _DRAFT_LIFE_S
             else:
                 index = json.loads((other / "index.json").read_text(encoding="utf-8"))
-                stale = index.get("source") == str(source.resolve())
+                stale = index.get("source") == source
         except (OSError, ValueError, AttributeError):
             continue
         if stale:

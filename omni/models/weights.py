@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -32,12 +32,20 @@ _INDEX = "model.safetensors.index.json"
 Rows = range | tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LowRank:
+    """``b`` [rows, rank] times ``a`` [rank, columns], fp32, both in the stack's order."""
+
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A part of one checkpoint tensor of ``shape``.
 
     Three dimensions and more are read as a matrix with the last one's columns. ``rows`` of it are
-    taken in that order (None: all), then its ``columns`` are put in theirs.
+    taken in that order (None: all), then its ``columns`` are put in theirs. ``added`` comes on top.
     """
 
     name: str
@@ -45,6 +53,7 @@ class Piece:
     rows: Rows | None = None
     columns: tuple[int, ...] | None = None
     change: Literal["none", "plus one", "log of the negative"] = "none"
+    added: LowRank | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +218,8 @@ def _dense_piece(piece: Piece, checkpoint: Checkpoint) -> NDArray[np.float32]:
         if not (values < 0).all():
             raise ModelError(f"tensor {piece.name} of {checkpoint.path} has values of 0 or above")
         values = np.log(-values)
+    if piece.added is not None:
+        values = values + piece.added.b @ piece.added.a
     return values
 
 
@@ -228,6 +239,8 @@ def quantised_entry(entry: Entry, checkpoint: Checkpoint) -> Groups:
 def _exact(piece: Piece, checkpoint: Checkpoint) -> Groups | None:
     """The piece from the checkpoint's own groups; None where it has none or they are torn up."""
     groups = None
+    if piece.added is not None:
+        return None
     if piece.columns is not None:
         blocks = np.array(piece.columns).reshape(-1, GROUP)
         groups = blocks[:, 0] // GROUP
@@ -256,12 +269,13 @@ def _requantised(piece: Piece, checkpoint: Checkpoint) -> Groups:
     first, last, order = _span(piece.rows)
     if last is None:
         last = math.prod(piece.shape[:-1])
-    blocks = []
-    for begin in range(first, last, _BLOCK_ROWS):
-        values = checkpoint.dense(piece.name, begin, min(last, begin + _BLOCK_ROWS))
-        if piece.columns is not None:
-            values = np.ascontiguousarray(values[:, piece.columns])
-        blocks.append(quantise(values))
+    if piece.added is not None:
+        whole, order = _dense_piece(piece, checkpoint), None  # one module, so not very large
+        parts = (whole[at : at + _BLOCK_ROWS] for at in range(0, len(whole), _BLOCK_ROWS))
+    else:
+        runs = (range(at, min(last, at + _BLOCK_ROWS)) for at in range(first, last, _BLOCK_ROWS))
+        parts = (_dense_piece(replace(piece, rows=run), checkpoint) for run in runs)
+    blocks = [quantise(part) for part in parts]
     codes, scales = (np.concatenate(part) for part in zip(*blocks, strict=True))
     if not np.isfinite(scales).all():
         raise ModelError(
