@@ -293,6 +293,25 @@ def test_neighbours_slots_and_threads_do_not_change_a_bit(path: str) -> None:
             assert torch.equal(alone.conv[elsewhere], together.conv[slot])
 
 
+def test_threads_that_work_at_once_share_no_scratch(path: str) -> None:
+    if path == "torch":
+        pytest.skip("the torch path has none")
+    op = layer(1, 8, 64, 64)
+    x, alone = normal(1500, op.input_width), State(op)
+
+    def advance(state: State) -> torch.Tensor:
+        states = {"recurrent": state.recurrent, "conv": state.conv}
+        return gated_delta_net(x, op, **states, slots=(0,), cu_seqlens=(0, len(x)))
+
+    library.set_num_threads(1)
+    expected = advance(alone)
+    library.set_num_threads(4)
+    for _ in range(8):  # of 10 ms each, so that helpers join even on a busy machine
+        together = State(op)
+        assert torch.equal(advance(together), expected)
+        assert torch.equal(together.recurrent, alone.recurrent)
+
+
 def test_a_value_that_is_not_finite_stays_in_its_sequence(path: str) -> None:
     op = layer()
     clean, poisoned, x = State(op), State(op), normal(40, op.input_width)
