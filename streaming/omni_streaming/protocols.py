@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.http11 import Request
@@ -21,8 +22,9 @@ from omni.config import ServerConfig
 from omni_streaming.connection import ABORT
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGIReceiveEvent
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -143,6 +145,22 @@ class WebSocketProtocol(_Droppable, WebSocketsSansIOProtocol):
         if hasattr(self, "scope"):  # the handshake was valid
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[ABORT] = {"abort": self.abort}
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            # websockets reads less than h11 does: long lines, many headers, other methods.
+            self.transport.write(BAD_REQUEST)
+            self.transport.close()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        try:
+            await super().send(message)
+        except RuntimeError as error:
+            if not self.close_sent:
+                raise
+            # uvicorn has closed it for a fault of the client's, which the app is yet to hear of.
+            raise ClientDisconnected from error
 
     async def receive(self) -> ASGIReceiveEvent:
         message = await super().receive()

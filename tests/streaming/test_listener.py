@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import threading
 
 import numpy as np
@@ -115,19 +116,50 @@ async def test_a_second_signal_does_not_wait_for_the_answers_under_way() -> None
             await serving
 
 
-@pytest.mark.parametrize("request_line", ["GET /v1/realtime HTTP/1.1", "nonsense", "\x16\x03\x01"])
-async def test_what_is_not_a_handshake_leaves_the_server_standing(request_line: str) -> None:
+UPGRADE = "Host: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+VERSION = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+REALTIME = "GET /v1/realtime HTTP/1.1\r\n" + UPGRADE
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "nonsense\r\n",
+        "\x16\x03\x01\r\n",
+        REALTIME + "Sec-WebSocket-Version: 99\r\n",
+        REALTIME.replace("GET", "POST") + VERSION,
+        REALTIME + VERSION + "X-Long: " + "a" * 10_000 + "\r\n",
+        REALTIME + VERSION + "".join(f"X-{n}: many\r\n" for n in range(300)),
+        REALTIME + VERSION + "Sec-WebSocket-Protocol: \x01\r\n",
+    ],
+    ids=["nonsense", "tls", "version", "post", "long", "many", "control"],
+)
+async def test_what_is_not_a_handshake_is_refused_at_once(head: str) -> None:
     async with serving() as running, socket(running) as client:
         port = int(running.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = f"{request_line}\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
-        writer.write(head.encode() + b"Sec-WebSocket-Version: 99\r\n\r\n")
-        async with asyncio.timeout(10):
+        writer.write(head.encode() + b"\r\n")
+        async with asyncio.timeout(5):  # half of what a request may take
             answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 4")
         writer.close()
         await writer.wait_closed()
         await _still_talks(client)
+
+
+@pytest.mark.parametrize("frame", [b"\x83\x80", b"\x88\x82", b"\x81\x02"])
+async def test_a_frame_against_the_rules_ends_the_session_and_is_no_error_of_ours(
+    frame: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as running:
+        async with socket(running) as client:
+            await client.ask("talk 100000")
+            await client.until("response.output_audio.delta")
+            client.connection.transport.write(frame + b"\0\0\0\0\x03\xe7")
+            await client.closed()
+        await running.until_empty()
+        assert running.metric("omni_sessions_ended_total", code="1011") == 0
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
 async def _still_talks(client: Socket) -> None:
