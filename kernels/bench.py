@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,23 +22,11 @@ from typing import Any
 import torch
 from bench_clock import Clock, Reader, quantile
 from bench_gated_delta import bench_gated_delta, bench_replay, bench_snapshot
+from bench_linear import bench_linear
 from omni_kernels import library
 from omni_kernels.attention import paged_attention
-from omni_kernels.linear import PackedWeight, linear, pack
 from torch.nn import functional
 
-SHAPES = {
-    "qwen qkv/out": (896, 896),
-    "qwen gate_up": (9728, 896),
-    "qwen down": (896, 4864),
-    "qwen head": (151936, 896),
-    "whisper attention": (512, 512),
-    "whisper fc1": (2048, 512),
-    "whisper fc2": (512, 2048),
-}
-"""Name -> (outputs, inputs)."""
-ROWS = (1, 4, 16, 64, 256)
-HEAD_ROWS = (1, 4, 16)  # logits are wanted for a row or few, never for a whole prompt
 CONTEXTS = ((1, 500), (1, 2000), (1, 8000), (64, 0), (512, 0), (64, 2000))
 """(new, computed) tokens of one sequence."""
 
@@ -76,38 +65,6 @@ def summary(kernel: str, shape: str, nbytes: int, read_bytes: int, times: list[l
         flush=True,
     )
     return row
-
-
-def bench_linear(clock: Clock, reader: Reader, cold_bytes: int, only: str) -> list[Row]:
-    rows = []
-    for name, (n, k) in SHAPES.items():
-        if only not in name:
-            continue
-        weight = torch.randn(n, k) * 0.05
-        weights = [weight.clone() for _ in range(2 + cold_bytes // weight.nbytes)]
-        first = pack(weight)
-        packed = [
-            PackedWeight(first.data.clone(), first.scales.clone(), n, k)
-            for _ in range(2 + cold_bytes // first.nbytes)
-        ]
-        for m in HEAD_ROWS if n > 100_000 else ROWS:
-            x = torch.randn(m, k)
-            times = clock.race(reader, in_turn(linear, x, packed), in_turn(fp32, x, weights))
-            shape = f"{name} {k}->{n} M={m}"
-            nbytes = first.nbytes + 4 * m * (n + k)
-            rows.append(summary("linear", shape, nbytes, reader.memory.nbytes, times))
-    return rows
-
-
-def in_turn(
-    function: Callable[..., torch.Tensor], x: torch.Tensor, weights: list[Any]
-) -> Callable[[int], torch.Tensor]:
-    """Return a call of ``function(x, weight)`` that takes the weights in turn."""
-    return lambda i: function(x, weights[i % len(weights)])
-
-
-def fp32(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return functional.linear(x, weight)
 
 
 def bench_attention(clock: Clock, reader: Reader, cold_bytes: int) -> list[Row]:
@@ -154,16 +111,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="per shape and M")
     parser.add_argument("--cold-mb", type=int, default=192, help="size of the rotated copies")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread and the time it ran, not what passed: for a machine others use",
+    )
     parser.add_argument("--kernel", default="", choices=("linear", "attention", "gated-delta"))
     parser.add_argument("--only", default="", help="linear shapes whose name contains this")
     arguments = parser.parse_args()
-    if arguments.threads:
-        library.set_num_threads(arguments.threads)
+    if arguments.cpu_time and arguments.threads > 1:
+        parser.error("--cpu-time measures one thread")
+    if arguments.threads or arguments.cpu_time:
+        library.set_num_threads(arguments.threads or 1)
     if library.cpu() is None:
         parser.error("the compiled kernels are missing: nothing to measure")
     torch.set_num_threads(library.num_threads())
     chosen = "linear" if arguments.only else arguments.kernel
-    clock = Clock(arguments.rounds, arguments.seconds)
+    timer = time.thread_time if arguments.cpu_time else time.perf_counter
+    clock = Clock(arguments.rounds, arguments.seconds, timer)
     cold_bytes = arguments.cold_mb * 2**20
     reader = Reader(cold_bytes)
     with torch.inference_mode():
@@ -180,6 +145,7 @@ def main() -> None:
     result = {
         "backend": library.backend(),
         "threads": library.num_threads(),
+        "clock": timer.__name__,
         "cpu": cpu_name(),
         "torch": torch.__version__,
         "rounds": arguments.rounds,

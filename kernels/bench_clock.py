@@ -12,28 +12,31 @@ from omni_kernels import library
 class Clock:
     """Calls functions in turn and keeps their times."""
 
-    def __init__(self, rounds: int, seconds: float) -> None:
+    def __init__(
+        self, rounds: int, seconds: float, timer: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.rounds = rounds
         self.seconds = seconds
+        self.timer = timer
 
     def race(self, *calls: Callable[[int], object]) -> list[list[float]]:
         """Return seconds per call of each function for each round; ``call(i)`` uses copy i."""
         counts = []
         for call in calls:
             call(0)  # warm-up
-            start = time.perf_counter()
+            start = self.timer()
             call(1)
-            once = time.perf_counter() - start
+            once = self.timer() - start
             counts.append(max(1, int(self.seconds / self.rounds / len(calls) / max(once, 1e-6))))
         times: list[list[float]] = [[] for _ in calls]
         position = [0] * len(calls)
         for _ in range(self.rounds):
             for c, call in enumerate(calls):
-                start = time.perf_counter()
+                start = self.timer()
                 for _ in range(counts[c]):
                     call(position[c])
                     position[c] += 1
-                times[c].append((time.perf_counter() - start) / counts[c])
+                times[c].append((self.timer() - start) / counts[c])
         return times
 
 
