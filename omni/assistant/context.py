@@ -27,6 +27,10 @@ ANSWER_RESERVE_TOKENS = 1024
 """Context kept free for the answer when old messages have to be left out."""
 
 
+MAX_RESERVE_SHARE = 0.25
+"""Of a small context, the room kept for an answer: the conversation needs the rest."""
+
+
 @dataclass(slots=True)
 class Generated:
     """Tokens of one response and where each ends in its text."""
@@ -89,13 +93,15 @@ class Context:
         """Token ids of ``conversation`` as far as its last message.
 
         ``turns`` gives the text of audio turns by id; a turn that is not in it stands as its item's
-        transcript. ``reserve_tokens`` is room left for what comes after.
+        transcript. ``reserve_tokens`` is room left for what comes after, within
+        :data:`MAX_RESERVE_SHARE` of the context.
         """
         head = self._system(conversation)
         runs = [
             self._message(run[0], turns) if len(run) == 1 else self._template.results(run)
             for run in merge_results(conversation.messages)
         ]
+        reserve_tokens = min(reserve_tokens, int(self._max_tokens * MAX_RESERVE_SHARE))
         limit = self._max_tokens - reserve_tokens - len(head)
         total = sum(map(len, runs))
         if total > limit:

@@ -174,11 +174,16 @@ class Tokenizer:
     def token_bytes(self, index: int, *, special: bool = False) -> bytes:
         """UTF-8 bytes (perhaps a part of a character) of one token.
 
+        Nothing for an id past the vocabulary: models have more embeddings than there are tokens
+        (a round number of them), and one may be sampled.
+
         Raises:
-            ValueError: ``index`` is not a token.
+            ValueError: ``index`` is negative.
         """
-        if not 0 <= index < self.vocab_size:
-            raise ValueError(f"token {index} is outside of 0..{self.vocab_size - 1}")
+        if index < 0:
+            raise ValueError(f"token {index} is negative")
+        if index >= self.vocab_size:
+            return b""
         if index in self._special_text:
             shown = special or index not in self.hidden_ids
             return self._special_text[index].encode() if shown else b""

@@ -169,15 +169,14 @@ def test_every_space_between_plain_words_is_a_cut() -> None:
     assert word_cuts("What is the capital of Australia?") == [4, 7, 11, 19, 22]
 
 
-def test_unknown_tokens_are_refused(qwen: Tokenizer) -> None:
-    for index in (-1, qwen.vocab_size):
-        with pytest.raises(ValueError, match=str(index)):
-            qwen.decode([index])
+def test_a_negative_token_is_refused(qwen: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="-1"):
+        qwen.decode([-1])
 
 
 def test_padding_of_the_vocabulary_decodes_to_nothing(qwen: Tokenizer) -> None:
     assert qwen.vocab_size == 151_936
-    assert qwen.decode([151_900]) == ""
+    assert qwen.decode([151_900, qwen.vocab_size, qwen.vocab_size + 63]) == ""
 
 
 def test_loading_is_quick(metadata: dict[str, object]) -> None:
