@@ -1,4 +1,4 @@
-"""The linear's part of ``bench.py``: weights of 8, 5 and 4 bits and torch's fp32, taking turns."""
+"""The linear's part of ``bench.py``: every form of weights and torch's fp32, taking turns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from bench_clock import Clock, Reader, quantile
-from omni_kernels.linear import Bits, PackedWeight, linear, pack
+from omni_kernels.linear import Bits, PackedWeight, linear, pack, pack_quantized
+from omni_kernels.linear.layout import split
 from torch.nn import functional
 
 SHAPES = {
@@ -25,7 +26,8 @@ SHAPES = {
 """Name -> (outputs, inputs)."""
 ROWS = (1, 8, 64, 256)
 HEAD_ROWS = (1, 8)  # logits are wanted for a row or few, never for a whole prompt
-WIDTHS: tuple[Bits, ...] = (8, 5, 4)
+FORMS: tuple[tuple[Bits, bool], ...] = ((8, False), (5, False), (4, False), (5, True), (4, True))
+"""Bits, with offsets or without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,7 @@ class LinearRow:
     kernel: str
     shape: str
     bits: int
+    offsets: bool
     us_p50: float
     us_p95: float
     gb_per_s: float
@@ -51,20 +54,21 @@ def bench_linear(clock: Clock, reader: Reader, cold_bytes: int, only: str) -> li
             continue
         weight = torch.randn(n, k) * 0.05
         weights = [weight.clone() for _ in range(2 + cold_bytes // weight.nbytes)]
-        packed = {bits: cold_copies(pack(weight, bits), cold_bytes) for bits in WIDTHS}
+        packed = [cold_copies(pack_form(weight, *form), cold_bytes) for form in FORMS]
         for m in HEAD_ROWS if n > 100_000 else ROWS:
             x = torch.randn(m, k)
             reads, *ours, torches = clock.race(
                 reader,
-                *(in_turn(linear, x, packed[bits]) for bits in WIDTHS),
+                *(in_turn(linear, x, copies) for copies in packed),
                 in_turn(functional.linear, x, weights),
             )
-            for bits, times in zip(WIDTHS, ours, strict=True):
-                nbytes = packed[bits][0].nbytes + 4 * m * (n + k)
+            for (bits, offsets), copies, times in zip(FORMS, packed, ours, strict=True):
+                nbytes = copies[0].nbytes + 4 * m * (n + k)
                 row = LinearRow(
                     kernel="linear",
                     shape=f"{name} {k}->{n} M={m}",
                     bits=bits,
+                    offsets=offsets,
                     us_p50=round(statistics.median(times) * 1e6, 1),
                     us_p95=round(quantile(times, 0.95) * 1e6, 1),
                     gb_per_s=round(nbytes / statistics.median(times) / 1e9, 1),
@@ -73,8 +77,9 @@ def bench_linear(clock: Clock, reader: Reader, cold_bytes: int, only: str) -> li
                     times_torch_fp32=round(faster(times, torches), 2),
                 )
                 rows.append(row)
+                form = f"{bits} bits{'+' if offsets else ''}"
                 print(
-                    f"linear     {row.shape:34} {bits} bits {row.us_p50:10.1f} us  "
+                    f"linear     {row.shape:34} {form:7} {row.us_p50:10.1f} us  "
                     f"p95 {row.us_p95:10.1f}  {row.gb_per_s:6.1f} GB/s  "
                     f"{row.share_of_read:6.1%} of read  {row.times_8_bits:5.2f}x 8 bits  "
                     f"{row.times_torch_fp32:6.2f}x torch fp32",
@@ -86,6 +91,16 @@ def bench_linear(clock: Clock, reader: Reader, cold_bytes: int, only: str) -> li
 def faster(own: list[float], other: list[float]) -> float:
     """Return the median over the rounds of how many times the other's time ours goes into."""
     return statistics.median(theirs / mine for mine, theirs in zip(own, other, strict=True))
+
+
+def pack_form(weight: torch.Tensor, bits: Bits, offsets: bool) -> PackedWeight:
+    """Return ``weight`` [N, K] rounded to ``bits``; the offsets are those that change nothing."""
+    packed = pack(weight, bits)
+    if not offsets:
+        return packed
+    q, scales = split(packed)
+    zero = 1 << (bits - 1)
+    return pack_quantized(q + zero, scales, bits, offsets=-zero * scales)
 
 
 def cold_copies(weight: PackedWeight, cold_bytes: int) -> list[PackedWeight]:

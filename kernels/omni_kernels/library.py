@@ -23,7 +23,7 @@ from omni.errors import ConfigError
 Backend = Literal["avx512vnni", "avx2", "scalar", "torch"]
 
 ENVIRONMENT = "OMNI_KERNELS"
-_VERSION = 4  # of the functions below; raised together with omni_version() of isa.cpp
+_VERSION = 5  # of the functions below; raised together with omni_version() of isa.cpp
 _ISAS: tuple[Backend, ...] = ("scalar", "avx2", "avx512vnni")  # index: enum Isa of isa.h
 _FORCED: dict[str, Backend] = {
     "torch": "torch",
@@ -41,10 +41,10 @@ _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "omni_copy": (None, (c_void_p, c_void_p, c_int64)),
     # memory, words
     "omni_read": (c_uint64, (c_void_p, c_int64)),
-    # x, rows, columns, data, scales, bits, outputs, bias, out
+    # x, rows, columns, data, scales, bits, offsets, outputs, bias, out
     "omni_linear": (
         c_int,
-        (c_void_p, c_int64, c_int64, *(c_void_p,) * 2, c_int, c_int64, *(c_void_p,) * 2),
+        (c_void_p, *(c_int64,) * 2, *(c_void_p,) * 2, *(c_int,) * 2, c_int64, *(c_void_p,) * 2),
     ),
     # x, weight, rows, columns, eps, out
     "omni_rms_norm": (None, (c_void_p, c_void_p, c_int64, c_int64, c_float, c_void_p)),

@@ -77,6 +77,7 @@ def linear(
         weight.data_pointer,
         weight.scales_pointer,
         weight.bits,
+        weight.has_offsets,
         n,
         None if bias is None else bias.data_ptr(),
         out.data_ptr(),

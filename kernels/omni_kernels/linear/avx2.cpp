@@ -22,9 +22,10 @@ constexpr int kNear = 4096;  // bytes fetched ahead of their use
 constexpr int kFit = 4;
 
 // Per group, 8 bits: int32 pairs[kSteps][2][rows], int32 correction[rows], float scale[rows];
-// 4 and 5 bits: int32 quads[kSteps][rows] (4 int8 each) instead of pairs.
-int64_t record_bytes(int bits, int rows) {
-  return int64_t{rows} * (kSteps * (bits == 8 ? 2 : 1) + 2) * 4;
+// 4 and 5 bits: int32 quads[kSteps][rows] (4 int8 each) instead of pairs, a float correction if the
+// weights have offsets.
+int64_t record_bytes(Format format, int rows) {
+  return int64_t{rows} * (kSteps * (format.bits == 8 ? 2 : 1) + 2) * 4;
 }
 
 OMNI_AVX2 GroupScale quantize_group(const float* x, __m256i q32[4]) {
@@ -79,9 +80,9 @@ OMNI_AVX2 void store_quads(const __m256i q[4], int rows, int32_t* target) {
   }
 }
 
-OMNI_AVX2 void quantize(const float* x, int64_t columns, int64_t groups, int rows, int bits,
-                        uint8_t* block) {
-  const int64_t bytes = record_bytes(bits, rows);
+OMNI_AVX2 void quantize(const float* x, int64_t columns, int64_t groups, int rows,
+                        Format format, uint8_t* block) {
+  const int64_t bytes = record_bytes(format, rows);
   for (int row = 0; row < rows; ++row, x += columns) {
     uint8_t* record = block;
     for (int64_t g = 0; g < groups; ++g, record += bytes) {
@@ -96,12 +97,16 @@ OMNI_AVX2 void quantize(const float* x, int64_t columns, int64_t groups, int row
       __m256i q[4];
       const GroupScale group = quantize_group(source, q);
       auto* values = reinterpret_cast<int32_t*>(record) + row;
-      if (bits == 8)
+      if (format.bits == 8)
         store_pairs(q, rows, values);
       else
         store_quads(q, rows, values);
-      values += kSteps * (bits == 8 ? 2 : 1) * rows;
-      values[0] = -zero_of(bits) * group.sum;
+      values += kSteps * (format.bits == 8 ? 2 : 1) * rows;
+      values[0] = -zero_of(format.bits) * group.sum;
+      if (format.offsets) {
+        const float surplus = group.scale * static_cast<float>(group.sum);
+        std::memcpy(values, &surplus, sizeof(float));
+      }
       std::memcpy(values + rows, &group.scale, sizeof(float));
     }
   }
@@ -195,7 +200,7 @@ OMNI_AVX2 void byte_tile(const uint8_t* w, const uint16_t* s, const uint8_t* blo
 }
 
 // Weights of at most 5 bits, packed or (BITS = 8) spread to bytes.
-template <int BITS, int ROWS>
+template <int BITS, bool OFFSETS, int ROWS>
 OMNI_AVX2 void small_tile(const uint8_t* w, const uint16_t* s, const uint8_t* block,
                           int64_t groups, Ahead ahead, float* sums) {
   __m256 total[ROWS][2];
@@ -210,7 +215,7 @@ OMNI_AVX2 void small_tile(const uint8_t* w, const uint16_t* s, const uint8_t* bl
     for (int i = 0; i < BITS; ++i) _mm_prefetch(w + i * kLine + kNear, _MM_HINT_T0);
     for (int h = 0; h < 2; ++h) {
       __m256i acc[ROWS];
-      for (int m = 0; m < ROWS; ++m) acc[m] = _mm256_set1_epi32(correction[m]);
+      for (int m = 0; m < ROWS; ++m) acc[m] = _mm256_set1_epi32(OFFSETS ? 0 : correction[m]);
 #pragma GCC unroll 2
       for (int first = 0; first < kSteps; first += kFit) {
         __m256i words[ROWS];
@@ -234,38 +239,49 @@ OMNI_AVX2 void small_tile(const uint8_t* w, const uint16_t* s, const uint8_t* bl
       for (int m = 0; m < ROWS; ++m)
         total[m][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[m]),
                                       _mm256_mul_ps(ws, _mm256_set1_ps(scale[m])), total[m][h]);
+      if (!OFFSETS) continue;
+      const __m256 offset =
+          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(s + kPanel + 8 * h)));
+      const auto* surplus = reinterpret_cast<const float*>(correction);
+      for (int m = 0; m < ROWS; ++m)
+        total[m][h] = _mm256_fmadd_ps(offset, _mm256_set1_ps(surplus[m]), total[m][h]);
     }
     w += group_bytes(BITS);
-    s += kPanel;
+    s += OFFSETS ? 2 * kPanel : kPanel;
     block += ROWS * (kSteps + 2) * 4;
   }
   for (int m = 0; m < ROWS; ++m)
     for (int h = 0; h < 2; ++h) _mm256_storeu_ps(sums + m * kPanel + 8 * h, total[m][h]);
 }
 
-template <int ROWS>
+template <bool OFFSETS, int ROWS>
 void row_tile(const Tile& tile, const uint8_t* block, Ahead ahead, float* sums) {
   for (int p = 0; p < tile.panels; ++p, sums += ROWS * kPanel) {
     const uint8_t* w = tile.data + p * tile.panel_bytes;
     const uint16_t* s = tile.scales + p * tile.panel_scales;
-    if (tile.bits == 8)
+    if (tile.format.bits == 8)
       byte_tile<ROWS>(w, s, block, tile.groups, ahead, sums);
     else if (tile.spread)
-      small_tile<8, ROWS>(w, s, block, tile.groups, ahead, sums);
-    else if (tile.bits == 5)
-      small_tile<5, ROWS>(w, s, block, tile.groups, ahead, sums);
+      small_tile<8, OFFSETS, ROWS>(w, s, block, tile.groups, ahead, sums);
+    else if (tile.format.bits == 5)
+      small_tile<5, OFFSETS, ROWS>(w, s, block, tile.groups, ahead, sums);
     else
-      small_tile<4, ROWS>(w, s, block, tile.groups, ahead, sums);
+      small_tile<4, OFFSETS, ROWS>(w, s, block, tile.groups, ahead, sums);
+  }
+}
+
+template <bool OFFSETS>
+void format_tile(const Tile& tile, const uint8_t* block, int rows, Ahead ahead, float* sums) {
+  switch (rows) {
+    case 1: row_tile<OFFSETS, 1>(tile, block, ahead, sums); break;
+    case 2: row_tile<OFFSETS, 2>(tile, block, ahead, sums); break;
+    case 3: row_tile<OFFSETS, 3>(tile, block, ahead, sums); break;
+    default: row_tile<OFFSETS, 4>(tile, block, ahead, sums); break;
   }
 }
 
 void tile(const Tile& tile, const uint8_t* block, int rows, Ahead ahead, float* sums) {
-  switch (rows) {
-    case 1: row_tile<1>(tile, block, ahead, sums); break;
-    case 2: row_tile<2>(tile, block, ahead, sums); break;
-    case 3: row_tile<3>(tile, block, ahead, sums); break;
-    default: row_tile<4>(tile, block, ahead, sums); break;
-  }
+  (tile.format.offsets ? format_tile<true> : format_tile<false>)(tile, block, rows, ahead, sums);
 }
 
 }  // namespace

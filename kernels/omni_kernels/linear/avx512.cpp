@@ -16,13 +16,14 @@ constexpr int kMaxRows = 6;  // 2 panels x 6 rows: 12 integer and 12 float accum
 
 constexpr int kNear = 4096;  // bytes fetched ahead of their use, measured best of 0..4096
 
-// Per group: int32 quads[kSteps][rows] (4 int8 each), int32 correction[rows], float scale[rows].
-int64_t record_bytes(int, int rows) { return int64_t{rows} * (kSteps + 2) * 4; }
+// Per group: int32 quads[kSteps][rows] (4 int8 each), int32 or float correction[rows], float
+// scale[rows].
+int64_t record_bytes(Format, int rows) { return int64_t{rows} * (kSteps + 2) * 4; }
 
 OMNI_AVX512 void quantize(const float* x, int64_t columns, int64_t groups, int rows,
-                          int bits, uint8_t* block) {
-  const int64_t bytes = record_bytes(bits, rows);
-  const int32_t zero = zero_of(bits);
+                          Format format, uint8_t* block) {
+  const int64_t bytes = record_bytes(format, rows);
+  const int32_t zero = zero_of(format.bits);
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   for (int row = 0; row < rows; ++row, x += columns) {
     uint8_t* record = block;
@@ -55,6 +56,10 @@ OMNI_AVX512 void quantize(const float* x, int64_t columns, int64_t groups, int r
       auto* target = reinterpret_cast<int32_t*>(record) + row;
       for (int step = 0; step < kSteps; ++step) target[step * rows] = quads[step];
       target[kSteps * rows] = -zero * sum;
+      if (format.offsets) {
+        const float surplus = scale * static_cast<float>(sum);
+        std::memcpy(target + kSteps * rows, &surplus, sizeof(float));
+      }
       std::memcpy(target + (kSteps + 1) * rows, &scale, sizeof(float));
     }
   }
@@ -90,7 +95,7 @@ void spread(const uint8_t* data, int bits, int64_t groups, uint8_t* lines) {
     spread_groups<5>(data, groups, lines);
 }
 
-template <int BITS, int PANELS, int ROWS>
+template <int BITS, bool OFFSETS, int PANELS, int ROWS>
 OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* block, Ahead ahead,
                             float* sums) {
   const int64_t w_stride = tile.panel_bytes;
@@ -108,7 +113,7 @@ OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* bloc
       _mm_prefetch(ahead.memory, _MM_HINT_T1);
     __m512i acc[PANELS][ROWS];
     for (int m = 0; m < ROWS; ++m)
-      for (int p = 0; p < PANELS; ++p) acc[p][m] = _mm512_set1_epi32(correction[m]);
+      for (int p = 0; p < PANELS; ++p) acc[p][m] = _mm512_set1_epi32(OFFSETS ? 0 : correction[m]);
 #pragma GCC unroll 8
     for (int i = 0; i < kSteps; ++i) {
       // Both halves of a byte in turn, so that it is loaded once.
@@ -133,9 +138,15 @@ OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* bloc
         total[p][m] =
             _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[p][m]),
                             _mm512_mul_ps(ws, _mm512_set1_ps(scale[m])), total[p][m]);
+      if (!OFFSETS) continue;
+      const __m512 offset = _mm512_cvtph_ps(
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s + p * s_stride + kPanel)));
+      const auto* surplus = reinterpret_cast<const float*>(correction);
+      for (int m = 0; m < ROWS; ++m)
+        total[p][m] = _mm512_fmadd_ps(offset, _mm512_set1_ps(surplus[m]), total[p][m]);
     }
     w += group_bytes(BITS);
-    s += kPanel;
+    s += OFFSETS ? 2 * kPanel : kPanel;
     block += ROWS * (kSteps + 2) * 4;
   }
   for (int p = 0; p < PANELS; ++p)
@@ -143,36 +154,37 @@ OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* bloc
       _mm512_storeu_ps(sums + (p * ROWS + m) * kPanel, total[p][m]);
 }
 
-template <int BITS, int ROWS>
+template <int BITS, bool OFFSETS, int ROWS>
 void row_tile(const Tile& tile, const uint8_t* block, Ahead ahead, float* sums) {
   if (tile.panels == 2 && ROWS > 1) {
-    panel_tile<BITS, 2, ROWS>(tile, 0, block, ahead, sums);
+    panel_tile<BITS, OFFSETS, 2, ROWS>(tile, 0, block, ahead, sums);
     return;
   }
   // One row waits for memory only, and one stream is read faster than two.
   for (int p = 0; p < tile.panels; ++p)
-    panel_tile<BITS, 1, ROWS>(tile, p, block, ahead, sums + p * ROWS * kPanel);
+    panel_tile<BITS, OFFSETS, 1, ROWS>(tile, p, block, ahead, sums + p * ROWS * kPanel);
 }
 
-template <int BITS>
-void bits_tile(const Tile& tile, const uint8_t* block, int rows, Ahead ahead, float* sums) {
+template <int BITS, bool OFFSETS>
+void format_tile(const Tile& tile, const uint8_t* block, int rows, Ahead ahead, float* sums) {
   switch (rows) {
-    case 1: row_tile<BITS, 1>(tile, block, ahead, sums); break;
-    case 2: row_tile<BITS, 2>(tile, block, ahead, sums); break;
-    case 3: row_tile<BITS, 3>(tile, block, ahead, sums); break;
-    case 4: row_tile<BITS, 4>(tile, block, ahead, sums); break;
-    case 5: row_tile<BITS, 5>(tile, block, ahead, sums); break;
-    default: row_tile<BITS, 6>(tile, block, ahead, sums); break;
+    case 1: row_tile<BITS, OFFSETS, 1>(tile, block, ahead, sums); break;
+    case 2: row_tile<BITS, OFFSETS, 2>(tile, block, ahead, sums); break;
+    case 3: row_tile<BITS, OFFSETS, 3>(tile, block, ahead, sums); break;
+    case 4: row_tile<BITS, OFFSETS, 4>(tile, block, ahead, sums); break;
+    case 5: row_tile<BITS, OFFSETS, 5>(tile, block, ahead, sums); break;
+    default: row_tile<BITS, OFFSETS, 6>(tile, block, ahead, sums); break;
   }
 }
 
 void tile(const Tile& tile, const uint8_t* block, int rows, Ahead ahead, float* sums) {
-  if (tile.bits == 8 || tile.spread)
-    bits_tile<8>(tile, block, rows, ahead, sums);
-  else if (tile.bits == 5)
-    bits_tile<5>(tile, block, rows, ahead, sums);
+  const bool offsets = tile.format.offsets;
+  if (tile.format.bits == 8 || tile.spread)
+    (offsets ? format_tile<8, true> : format_tile<8, false>)(tile, block, rows, ahead, sums);
+  else if (tile.format.bits == 5)
+    (offsets ? format_tile<5, true> : format_tile<5, false>)(tile, block, rows, ahead, sums);
   else
-    bits_tile<4>(tile, block, rows, ahead, sums);
+    (offsets ? format_tile<4, true> : format_tile<4, false>)(tile, block, rows, ahead, sums);
 }
 
 }  // namespace

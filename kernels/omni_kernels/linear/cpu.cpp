@@ -79,8 +79,8 @@ struct Product {
   const Cut blocks{rows, path.max_rows};
   // One block reads its weights once and needs no spans.
   const Cut spans{weight.groups, blocks.parts == 1 ? weight.groups : kSpanGroups};
-  const int64_t row_bytes = path.record_bytes(weight.bits, 1) * weight.groups;
-  const bool spread = weight.bits < 8 && blocks.parts > kFewBlocks;
+  const int64_t row_bytes = path.record_bytes(weight.format, 1) * weight.groups;
+  const bool spread = weight.format.bits < 8 && blocks.parts > kFewBlocks;
   uint8_t* quantized = nullptr;
 
   int height(int64_t block) const { return static_cast<int>(blocks.size(block)); }
@@ -88,29 +88,31 @@ struct Product {
     return quantized + blocks.first(block) * row_bytes;
   }
   const uint8_t* quantized_group(int64_t block, int64_t index) const {
-    return quantized_block(block) + index * path.record_bytes(weight.bits, height(block));
+    return quantized_block(block) + index * path.record_bytes(weight.format, height(block));
   }
   Span span(int64_t index) const { return {spans.first(index), spans.first(index + 1)}; }
   const uint8_t* group(int64_t panel, int64_t index) const {
-    return weight.data + (panel * weight.groups + index) * group_bytes(weight.bits);
+    return weight.data + (panel * weight.groups + index) * weight.format.group_bytes();
   }
 
   void quantize(int64_t block) const {
     path.quantize(x + blocks.first(block) * columns, columns, weight.groups, height(block),
-                  weight.bits, quantized_block(block));
+                  weight.format, quantized_block(block));
   }
 
   // The tile of `panels` from `panel` on, of the groups in `span`; `lines` holds it if it is spread.
   Tile tile(int64_t panel, int panels, Span span, uint8_t* lines) const {
-    const uint16_t* scales = weight.scales + (panel * weight.groups + span.first) * kPanel;
-    const int64_t panel_scales = weight.groups * kPanel;
+    const Format format = weight.format;
+    const int64_t panel_scales = weight.groups * format.group_scales();
+    const uint16_t* scales =
+        weight.scales + panel * panel_scales + span.first * format.group_scales();
     if (!spread)
-      return {group(panel, span.first), weight.groups * group_bytes(weight.bits), scales,
-              panel_scales, span.size(), panels, weight.bits, false};
+      return {group(panel, span.first), weight.groups * format.group_bytes(), scales, panel_scales,
+              span.size(), panels, format, false};
     const int64_t panel_bytes = span.size() * kSpread;
     for (int p = 0; p < panels; ++p)
-      path.spread(group(panel + p, span.first), weight.bits, span.size(), lines + p * panel_bytes);
-    return {lines, panel_bytes, scales, panel_scales, span.size(), panels, weight.bits, true};
+      path.spread(group(panel + p, span.first), format.bits, span.size(), lines + p * panel_bytes);
+    return {lines, panel_bytes, scales, panel_scales, span.size(), panels, format, true};
   }
 
   // What the `block`-th block of a pass fetches while it computes span `index` of the tile at
@@ -121,17 +123,17 @@ struct Product {
       panel += kTilePanels;
     }
     const int64_t line = block * lines;
-    panel += line / weight.bits;
-    if (blocks.parts == 1 || line >= kTilePanels * weight.bits || panel >= end)
+    panel += line / weight.format.bits;
+    if (blocks.parts == 1 || line >= kTilePanels * weight.format.bits || panel >= end)
       return {nullptr, 0};
     const Span next = span(index);
-    return {group(panel, next.first) + line % weight.bits * next.size() * kLine, lines};
+    return {group(panel, next.first) + line % weight.format.bits * next.size() * kLine, lines};
   }
 
   // Lines per group that each of `sharers` blocks fetches: together two panels', in equal parts
   // that do not cross from one panel to the next.
   int shared_lines(int64_t sharers) const {
-    const int all = kTilePanels * weight.bits;
+    const int all = kTilePanels * weight.format.bits;
     int lines = all;
     while (lines > 1) {
       const int fewer = lines % 2 ? 1 : lines / 2;
@@ -191,14 +193,14 @@ struct Product {
     else
       for (int64_t block = 0; block < blocks.parts; ++block) quantize(block);
 
-    int64_t chunk = std::min(kChunkBytes / (weight.groups * group_bytes(weight.bits)),
+    int64_t chunk = std::min(kChunkBytes / (weight.groups * weight.format.group_bytes()),
                              weight.panels / (kChunksPerThread * num_threads()));
     chunk = (std::max<int64_t>(chunk, 1) + kTilePanels - 1) / kTilePanels * kTilePanels;
     auto compute_chunk = [this, chunk](int64_t index) {
       compute(index * chunk, std::min(weight.panels, (index + 1) * chunk));
     };
     const int64_t traffic =
-        weight.panels * weight.groups * group_bytes(weight.bits) * (1 + rows / 8);
+        weight.panels * weight.groups * weight.format.group_bytes() * (1 + rows / 8);
     parallel_for((weight.panels + chunk - 1) / chunk, compute_chunk, traffic >= kBriefBytes);
     return true;
   }
@@ -208,14 +210,14 @@ struct Product {
 }  // namespace omni
 
 // x [rows, columns], bias [outputs] or null, out [rows, outputs]: fp32, row-major, contiguous.
-// data and scales of 4, 5 or 8 bits as in linear.h. Returns 0, or -1 when memory ran out.
+// data and scales of 4, 5 or 8 bits, with or without offsets, as in linear.h. Returns 0, or -1 when memory ran out.
 extern "C" int omni_linear(const float* x, int64_t rows, int64_t columns, const uint8_t* data,
-                           const uint16_t* scales, int bits, int64_t outputs, const float* bias,
-                           float* out) {
+                           const uint16_t* scales, int bits, int offsets, int64_t outputs,
+                           const float* bias, float* out) {
   using namespace omni;
   if (rows <= 0 || columns <= 0 || outputs <= 0) return 0;
   const Weight weight = {data, scales, (columns + kGroup - 1) / kGroup,
-                         (outputs + kPanel - 1) / kPanel, bits};
+                         (outputs + kPanel - 1) / kPanel, {bits, offsets != 0}};
   Product product = {path(), weight, x, bias, out, rows, columns, outputs};
   return product.run() ? 0 : -1;
 }

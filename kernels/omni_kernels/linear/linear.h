@@ -18,12 +18,20 @@ constexpr int64_t group_bytes(int bits) { return int64_t{bits} * kLine; }
 // What a stored weight exceeds the weight by.
 constexpr int zero_of(int bits) { return 1 << (bits - 1); }
 
+struct Format {
+  int bits;      // 4, 5 or 8
+  bool offsets;  // of 4 or 5 bits: each group has an offset, which comes after its scale
+
+  int64_t group_bytes() const { return omni::group_bytes(bits); }
+  int64_t group_scales() const { return offsets ? 2 * kPanel : kPanel; }
+};
+
 struct Weight {
   const uint8_t* data;     // [panels, groups, bits, kLine]
-  const uint16_t* scales;  // [panels, groups, kPanel] fp16
+  const uint16_t* scales;  // [panels, groups, 1 or 2, kPanel] fp16
   int64_t groups;
   int64_t panels;
-  int bits;  // 4, 5 or 8
+  Format format;
 };
 
 // A few groups of one or two panels, as a tile reads them.
@@ -34,7 +42,7 @@ struct Tile {
   int64_t panel_scales;
   int64_t groups;
   int panels;
-  int bits;     // 4, 5 or 8
+  Format format;
   bool spread;  // of 4 or 5 bits, but with a weight in each byte: kSpread bytes per group
 };
 
@@ -51,12 +59,14 @@ struct Span {
 
 // One instruction set's way to do it. A block is up to `max_rows` rows of x, quantised and laid out
 // as the tile wants to read them: one record per group holding every row's 32 values, then the
-// correction -zero sum(q) of each row (stored weights exceed theirs by zero), then its scale.
+// correction -zero sum(q) of each row (stored weights exceed theirs by zero), then its scale. For
+// weights with offsets, whose stored numbers are meant as they are, the correction is the fp32
+// number scale * sum(q), which the offset is multiplied by.
 struct LinearPath {
   int max_rows;
-  int64_t (*record_bytes)(int bits, int rows);
-  // Quantise x[rows, columns] (row stride `columns`) into `block`, for weights of `bits`.
-  void (*quantize)(const float* x, int64_t columns, int64_t groups, int rows, int bits,
+  int64_t (*record_bytes)(Format format, int rows);
+  // Quantise x[rows, columns] (row stride `columns`) into `block`, for weights of `format`.
+  void (*quantize)(const float* x, int64_t columns, int64_t groups, int rows, Format format,
                    uint8_t* block);
   // Write a weight of 4 or 5 `bits` into each byte of lines[groups, kSpread].
   void (*spread)(const uint8_t* data, int bits, int64_t groups, uint8_t* lines);

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from omni_kernels.linear.layout import GROUP, PackedWeight, split
+from omni_kernels.linear.layout import GROUP, PackedWeight, parts
 
 TINY = 1e-30
 """A group whose largest magnitude is below this counts as zero (127 / it must stay finite)."""
@@ -39,16 +39,20 @@ def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = No
     """Compute ``x`` [M, K] @ weight^T + ``bias`` [N] with activations quantised as above.
 
     Each group's integer dot product is exact in fp32 (at most 32 * 127 * 128 < 2^24), so the order
-    inside a group does not matter; groups are added in ascending order in fp32.
+    inside a group does not matter; groups are added in ascending order in fp32, each one's product
+    before its offset times the sum of its activations.
 
     Returns:
         fp32 [M, N].
     """
     q, scale = quantize_activations(x)  # [M, G, 32], [M, G]
-    weights, weight_scales = split(weight)  # [N, G * 32], [N, G]
+    weights, weight_scales, offsets = parts(weight)  # [N, G * 32], [N, G], [N, G] or None
     out = x.new_zeros(x.shape[0], weight.out_features)
     for g in range(scale.shape[1]):
         columns = weights[:, g * GROUP : (g + 1) * GROUP].float()
         dot = q[:, g].float() @ columns.T  # [M, N]
         out += dot * (weight_scales[:, g].float() * scale[:, g : g + 1])
+        if offsets is not None:
+            sums = q[:, g].float().sum(dim=1, keepdim=True)  # [M, 1]
+            out += offsets[:, g].float() * (scale[:, g : g + 1] * sums)
     return out if bias is None else out + bias

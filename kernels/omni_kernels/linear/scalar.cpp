@@ -36,18 +36,20 @@ struct Record {
   int8_t q[kGroup];
   int32_t correction;
   float scale;
+  float surplus;  // the correction of weights with offsets
 };
 
-int64_t record_bytes(int, int) { return sizeof(Record); }
+int64_t record_bytes(Format, int) { return sizeof(Record); }
 
-void quantize(const float* x, int64_t columns, int64_t groups, int, int bits, uint8_t* block) {
+void quantize(const float* x, int64_t columns, int64_t groups, int, Format format, uint8_t* block) {
   auto* record = reinterpret_cast<Record*>(block);
   for (int64_t g = 0; g < groups; ++g, ++record) {
     const int64_t left = columns - g * kGroup;
     const int count = static_cast<int>(left < kGroup ? left : kGroup);
     const GroupScale group = quantize_group_scalar(x + g * kGroup, count, record->q);
-    record->correction = -zero_of(bits) * group.sum;
+    record->correction = format.offsets ? 0 : -zero_of(format.bits) * group.sum;
     record->scale = group.scale;
+    record->surplus = group.scale * static_cast<float>(group.sum);
   }
 }
 
@@ -80,15 +82,16 @@ void spread(const uint8_t* data, int bits, int64_t groups, uint8_t* lines) {
 }
 
 void tile(const Tile& tile, const uint8_t* block, int, Ahead, float* sums) {
-  const bool packed = tile.bits < 8 && !tile.spread;
-  const int64_t stride = packed ? group_bytes(tile.bits) : kSpread;
+  const bool packed = tile.format.bits < 8 && !tile.spread;
+  const int64_t w_stride = packed ? tile.format.group_bytes() : kSpread;
+  const int64_t s_stride = tile.format.group_scales();
   for (int p = 0; p < tile.panels; ++p, sums += kPanel) {
     const uint8_t* w = tile.data + p * tile.panel_bytes;
     const uint16_t* s = tile.scales + p * tile.panel_scales;
     const auto* record = reinterpret_cast<const Record*>(block);
-    for (int64_t g = 0; g < tile.groups; ++g, ++record, w += stride, s += kPanel) {
+    for (int64_t g = 0; g < tile.groups; ++g, ++record, w += w_stride, s += s_stride) {
       uint8_t lines[kSpread];
-      if (packed) spread(w, tile.bits, 1, lines);
+      if (packed) spread(w, tile.format.bits, 1, lines);
       int32_t acc[kPanel];
       for (int32_t& value : acc) value = record->correction;
       for (int step = 0; step < kSteps; ++step) {
@@ -99,6 +102,8 @@ void tile(const Tile& tile, const uint8_t* block, int, Ahead, float* sums) {
       }
       for (int n = 0; n < kPanel; ++n)
         sums[n] += static_cast<float>(acc[n]) * (from_half(s[n]) * record->scale);
+      for (int n = 0; tile.format.offsets && n < kPanel; ++n)
+        sums[n] += from_half(s[kPanel + n]) * record->surplus;
     }
   }
 }
