@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from omni_kernels import memory
 
 from omni.engine.shares import Account
 from omni.errors import CapacityError
@@ -243,8 +244,11 @@ class StateCache:
     def checkpoint(self, slot: int, num_tokens: int) -> Checkpoint:
         """Copy a slot, which holds the state after ``num_tokens`` tokens."""
         assert self.view.recurrent is not None, "a checkpoint needs recurrent layers"
-        conv = None if self.view.conv is None else self.view.conv[slot].clone()
-        recurrent = self.view.recurrent[slot].clone()
+        recurrent, conv = (
+            None if part is None else memory.copy(part[slot], torch.empty_like(part[slot]))
+            for part in (self.view.recurrent, self.view.conv)
+        )
+        assert recurrent is not None
         return Checkpoint(num_tokens=num_tokens, recurrent=recurrent, conv=conv)
 
     def load(self, slot: int, checkpoint: Checkpoint | None) -> None:
@@ -253,20 +257,20 @@ class StateCache:
         if checkpoint is None:
             self.view.recurrent[slot].zero_()
         else:
-            self.view.recurrent[slot].copy_(checkpoint.recurrent)
+            memory.copy(checkpoint.recurrent, self.view.recurrent[slot])
         if self.view.conv is not None:
             if checkpoint is None or checkpoint.conv is None:
                 self.view.conv[slot].zero_()
             else:
-                self.view.conv[slot].copy_(checkpoint.conv)
+                memory.copy(checkpoint.conv, self.view.conv[slot])
 
     def copy_slot(self, source: int, target: int, num_rows: int) -> None:
         """Copy a slot with the first ``num_rows`` rows of its journal."""
         view = self.view
         assert view.recurrent is not None, "a slot needs recurrent layers"
-        view.recurrent[target].copy_(view.recurrent[source])
+        memory.copy(view.recurrent[source], view.recurrent[target])
         if view.conv is not None:
-            view.conv[target].copy_(view.conv[source])
+            memory.copy(view.conv[source], view.conv[target])
         self.copy_journal(source, target, num_rows)
 
     def copy_journal(self, source: int, target: int, num_rows: int) -> None:
