@@ -155,7 +155,7 @@ def attention_kernel(
             top = tl.full([BLOCK_M], -float("inf"), tl.float32)
             total = tl.zeros([BLOCK_M], tl.float32)
             acc = tl.zeros([BLOCK_M, D], tl.float32)
-            for other in tl.range(0, segments, loop_unroll_factor=4):
+            for other in tl.range(0, segments, loop_unroll_factor=2):
                 at = (group + other) * BLOCK_M + index
                 its_top = tl.load(
                     part_sums + at * 2, mask=exists, other=-float("inf"), cache_modifier=".cg"
