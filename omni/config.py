@@ -27,6 +27,7 @@ HOSTED_ALIASES = ("gpt-realtime*", "gpt-4o-*", "gpt-audio*", "whisper-1")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     backbone: str = "qwen2.5-coder-0.5b"  # a name of `omni fetch --list` or the hub, or a path
+    adapter: str = ""  # folder of a LoRA adapter, or its name on the hub, merged into the backbone
     recogniser: str = "whisper-base"  # a name of `omni fetch --list`, or a folder
     end_of_turn: str = "smart-turn-v3"
     speech: str = "hibari"  # hibari or kokoro-82m

@@ -32,10 +32,11 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
     """
     root = home(config)
     backbone = store.find(config.model.backbone, root, role="backbone")
+    adapter = store.find(config.model.adapter, root) if config.model.adapter else None
     recogniser_folder = store.find(config.model.recogniser, root, role="recogniser")
     end_of_turn = store.find(config.model.end_of_turn, root, role="end of turn")
     sizes = threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
-    model = load(backbone, home=root, progress=progress)
+    model = load(backbone, home=root, progress=progress, adapter=adapter)
     engine = Engine(model.backbone, config.engine, max_owners=config.server.max_sessions)
     recogniser = Recogniser(recogniser_folder, threads=sizes.parts)
     hearing = Hearing(

@@ -103,8 +103,9 @@ def _open(config: Config, args: argparse.Namespace) -> TextChat:
 
     root = home(config)
     path = store.find(config.model.backbone, root, role="backbone")
+    adapter = store.find(config.model.adapter, root) if config.model.adapter else None
     threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
-    model = load(path, home=root, progress=show_progress)
+    model = load(path, home=root, progress=show_progress, adapter=adapter)
     params = SamplingParams(
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tokens=args.max_tokens
     )

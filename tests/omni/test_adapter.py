@@ -17,6 +17,7 @@ from tiny_models import Driver, relative_rms
 from tiny_qwen3_5 import reference
 from transformers import PreTrainedModel
 
+from omni.cli import main
 from omni.errors import ModelError
 from omni.models import load_backbone
 
@@ -287,3 +288,30 @@ def test_a_missing_or_damaged_file_is_named(
         file.write_bytes(file.read_bytes()[:-9])
     assert file.name in sentence(base, adapter, tmp_path)
     assert load_file(base / "model.safetensors")
+
+
+def test_the_setting_changes_what_is_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMNI_HOME", str(tmp_path))
+    model = tiny_qwen3_5.make("dense", 2, vocab_size=960)
+    model.save_pretrained(tmp_path / "base")
+    tiny_qwen3_5.make_tokenizer().save_pretrained(tmp_path / "base")
+    tensors = matrices(model, MODULES["dense"])
+    adapter = save(tmp_path / "adapter", tensors)
+    wrong = save(
+        tmp_path / "wrong", {name: value[:, :3].clone() for name, value in tensors.items()}
+    )
+
+    def chat(folder: str) -> int:
+        settings = (f"model.backbone={tmp_path / 'base'}", f"model.adapter={folder}")
+        sets = [part for setting in settings for part in ("--set", setting)]
+        return main(["chat", "--max-tokens", "8", *sets, "What can the function do?"])
+
+    answers = []
+    for folder in ("", str(adapter), ""):
+        assert chat(folder) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[2] != answers[1]
+    assert chat(str(wrong)) == 1
+    assert "is for another model" in capsys.readouterr().err
