@@ -1,5 +1,9 @@
-"""What holds for every test: the thread settings of the product, set before torch is imported."""
+"""What holds for every test, set before torch and triton are imported: threads, and no card."""
+
+import os
 
 from omni import threads
 
 threads.set_environment()
+# Triton decides when it is first imported, by whichever test is collected first.
+os.environ["TRITON_INTERPRET"] = "1"

@@ -1,17 +1,14 @@
-"""Import this before any Triton kernel: the kernels then run in Triton's interpreter, on the CPU.
+"""Import this before any Triton kernel: it makes sure that they run interpreted, on the CPU.
 
-The choice is made when ``triton`` is first imported, for the whole process; processes that compile
-kernels instead are started by the tests that need one.
+Triton decides at its first import in a process, so ``tests/conftest.py`` asks for its interpreter
+before any test is collected. Tests that compile kernels instead start processes of their own.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 
 import pytest
 
-if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-    raise RuntimeError("something imported triton before its interpreter was asked for")
-os.environ["TRITON_INTERPRET"] = "1"
+assert os.environ.get("TRITON_INTERPRET") == "1", "tests/conftest.py asks for the interpreter"
 triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
