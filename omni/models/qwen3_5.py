@@ -24,6 +24,7 @@ from omni.models.weights import Entry
 _FULL_ATTENTION_INTERVAL = 4
 _SECTIONS = (11, 11, 10)
 _PARTIAL_ROTARY = 0.25
+_MAX_PREDICTING = 4
 _KINDS: dict[str, MixerKind] = {"full_attention": "attention", "linear_attention": "recurrent"}
 
 
@@ -146,12 +147,12 @@ class Qwen3_5:
         return qwen3_5_names.plan(config, source, names)
 
     def ignored(self, config: BackboneConfig) -> tuple[str, ...]:
-        # A tied head may lie in the file all the same; llama.cpp puts the layer of multi-token
-        # prediction after the last one.
+        # A tied head may lie in the file all the same; llama.cpp puts the layers of multi-token
+        # prediction (one, so far) after the last one.
         return (
             "mtp.",
             "model.visual.",
-            f"blk.{config.num_layers}.",
+            *(f"blk.{config.num_layers + extra}." for extra in range(_MAX_PREDICTING)),
             *(["lm_head."] if config.tied_head else []),
         )
 

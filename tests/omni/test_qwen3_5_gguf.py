@@ -27,7 +27,7 @@ F32, Q8_0 = GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 @pytest.mark.parametrize("ratio", [1, 2, 3])
-@pytest.mark.parametrize("num_predicting", [0, 1])
+@pytest.mark.parametrize("num_predicting", [0, 1, 3])
 def test_logits_equal_transformers(
     kind: Kind, ratio: int, num_predicting: int, tmp_path: Path
 ) -> None:
