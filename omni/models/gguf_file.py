@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.constants import GGML_QUANT_SIZES, QK_K, GGMLQuantizationType
+from gguf.quants import Q4_K, dequantize
 from numpy.typing import NDArray
 from omni_kernels.linear import GROUP, Bits
 
@@ -37,11 +37,16 @@ _MAX_NAME_BYTES = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """A matrix in groups of 32 columns: the codes fit in ``bits``, a value is code times scale."""
+    """A matrix in groups of 32 columns.
+
+    A value is code times scale, the codes of ``bits`` on both sides of 0; with ``offsets`` a value
+    is code times scale plus offset, the codes from 0 on.
+    """
 
     codes: NDArray[np.int8]  # [rows, columns]
     scales: NDArray[np.float16]  # [rows, columns / 32]
     bits: Bits
+    offsets: NDArray[np.float16] | None = None  # [rows, columns / 32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +185,8 @@ class GGUFFile:
         return values
 
     def groups(self, name: str) -> Groups | None:
-        """The matrix in groups, without any loss.
+        """The matrix in groups, without any loss; of Q4_K and Q5_K up to the rounding of each
+        group's scale and offset to float16.
 
         Returns None where the format has no such form (it must be requantised).
 
@@ -188,14 +194,17 @@ class GGUFFile:
             ModelError: a scale is not finite.
         """
         tensor = self.tensors[name]
-        if tensor.kind not in _EXACT:
-            return None
-        unpack, bits = _EXACT[tensor.kind]
         rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
-        blocks = self.raw(name).reshape(rows, columns // GROUP, -1)
-        scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
-        _check_finite(scales, name, self.path)
-        return Groups(unpack(blocks[..., 2:]).reshape(rows, columns), scales, bits)
+        if tensor.kind in _SUPERBLOCKS:
+            groups = _superblocks(self.raw(name).reshape(rows, columns // QK_K, -1), tensor.kind)
+        elif tensor.kind in _BLOCKS:
+            groups = _blocks(self.raw(name).reshape(rows, columns // GROUP, -1), tensor.kind)
+        else:
+            return None
+        for numbers in (groups.scales, groups.offsets):
+            if numbers is not None:
+                _check_finite(numbers, name, self.path)
+        return groups
 
 
 def quantise(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
@@ -222,27 +231,57 @@ def _check_finite(values: NDArray[Any], name: str, path: Path) -> None:
         raise ModelError(f"tensor {name} of {path} holds NaN or infinity; fetch the file again")
 
 
+_BLOCKS: dict[GGMLQuantizationType, tuple[Bits, bool]] = {
+    GGMLQuantizationType.Q8_0: (8, False),
+    GGMLQuantizationType.Q5_0: (5, False),
+    GGMLQuantizationType.Q4_0: (4, False),
+    GGMLQuantizationType.Q5_1: (5, True),
+    GGMLQuantizationType.Q4_1: (4, True),
+}
+"""Formats whose blocks are groups: bits of a code, and whether an offset follows the scale."""
+
+_SUPERBLOCKS: dict[GGMLQuantizationType, Bits] = {
+    GGMLQuantizationType.Q5_K: 5,
+    GGMLQuantizationType.Q4_K: 4,
+}
+"""Formats of 8 groups under a common scale and offset, which 6 bits per group multiply."""
+
+
+def _blocks(blocks: NDArray[np.uint8], kind: GGMLQuantizationType) -> Groups:
+    """[rows, groups, bytes]: scale, offset if there is one, fifth bits if there are, the rest."""
+    bits, has_offsets = _BLOCKS[kind]
+    at = 4 if has_offsets else 2
+    numbers = np.ascontiguousarray(blocks[..., :at]).view(np.float16)  # [rows, groups, 1 or 2]
+    scales, offsets = numbers[..., 0], numbers[..., 1] if has_offsets else None
+    body = blocks[..., at:]
+    if bits == 8:
+        codes = np.ascontiguousarray(body).view(np.int8)
+    else:
+        unsigned = _nibbles(body[..., -GROUP // 2 :])
+        if bits == 5:
+            unsigned |= np.unpackbits(body[..., :4], axis=-1, bitorder="little") << 4
+        codes = unsigned.view(np.int8) - np.int8(0 if has_offsets else 1 << (bits - 1))
+    return Groups(codes.reshape(len(blocks), -1), scales, bits, offsets)
+
+
+def _superblocks(blocks: NDArray[np.uint8], kind: GGMLQuantizationType) -> Groups:
+    """[rows, superblocks, bytes]: scale, offset, 8 times 6 + 6 bits, fifth bits, nibbles."""
+    rows, bits = len(blocks), _SUPERBLOCKS[kind]
+    common = np.ascontiguousarray(blocks[..., :4]).view(np.float16).astype(np.float32)
+    parts = Q4_K.get_scale_min(np.ascontiguousarray(blocks[..., 4:16]).reshape(-1, 12))
+    factors = np.stack([part.reshape(rows, -1, 8) for part in parts], axis=-1)
+    with np.errstate(over="ignore"):
+        numbers = (common[:, :, None] * factors * np.array([1, -1], np.float32)).astype(np.float16)
+    numbers = numbers.reshape(rows, -1, 2)
+    # Each run of 32 bytes holds two groups, one in the lower nibbles and one in the upper.
+    pairs = blocks[..., -QK_K // 2 :].reshape(rows, -1, 1, GROUP)
+    unsigned = np.concatenate([pairs & 0x0F, pairs >> 4], axis=2).reshape(rows, -1, 8, GROUP)
+    if bits == 5:
+        fifth = blocks[..., 16 : 16 + GROUP].reshape(rows, -1, 1, GROUP)
+        unsigned |= (fifth >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+    return Groups(unsigned.view(np.int8).reshape(rows, -1), numbers[..., 0], bits, numbers[..., 1])
+
+
 def _nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[..., 16] bytes -> [..., 32] nibbles: low ones are columns 0..15, high ones 16..31."""
     return np.concatenate([packed & 0x0F, packed >> 4], axis=-1)
-
-
-def _q8_0(body: NDArray[np.uint8]) -> NDArray[np.int8]:
-    return np.ascontiguousarray(body).view(np.int8)
-
-
-def _q4_0(body: NDArray[np.uint8]) -> NDArray[np.int8]:
-    return _nibbles(body).view(np.int8) - np.int8(8)
-
-
-def _q5_0(body: NDArray[np.uint8]) -> NDArray[np.int8]:
-    fifth = np.unpackbits(body[..., :4], axis=-1, bitorder="little")
-    return (_nibbles(body[..., 4:]) | (fifth << 4)).view(np.int8) - np.int8(16)
-
-
-_EXACT: dict[GGMLQuantizationType, tuple[Callable[[NDArray[np.uint8]], NDArray[np.int8]], Bits]] = {
-    GGMLQuantizationType.Q8_0: (_q8_0, 8),
-    GGMLQuantizationType.Q5_0: (_q5_0, 5),
-    GGMLQuantizationType.Q4_0: (_q4_0, 4),
-}
-"""How the bytes after a block's scale become codes, and of how many bits."""

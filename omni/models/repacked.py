@@ -26,7 +26,7 @@ from omni.models.layers import QuantisedRows
 from omni.models.parameters import Parameter
 from omni.models.weights import Checkpoint, Entry, dense_entry, quantised_entry
 
-VERSION = 4
+VERSION = 5
 """Goes up whenever the files' meaning changes; older folders are then made anew."""
 
 _ALIGNMENT = 64  # a cache line, what the kernels load best
@@ -142,7 +142,8 @@ def _write_entry(entry: Entry, checkpoint: Checkpoint, out: IO[bytes]) -> dict[s
     codes, scales = torch.from_numpy(groups.codes), torch.from_numpy(groups.scales)
     if entry.kind == "rows":
         return {"kind": "rows", "codes": _append(codes, out), "scales": _append(scales, out)}
-    packed = pack_quantized(codes, scales, groups.bits)
+    offsets = None if groups.offsets is None else torch.from_numpy(groups.offsets)
+    packed = pack_quantized(codes, scales, groups.bits, offsets=offsets)
     return {
         "kind": "matrix",
         "out_features": packed.out_features,

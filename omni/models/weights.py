@@ -226,13 +226,20 @@ def _dense_piece(piece: Piece, checkpoint: Checkpoint) -> NDArray[np.float32]:
 def quantised_entry(entry: Entry, checkpoint: Checkpoint) -> Groups:
     """One matrix in groups: exact where the checkpoint's format allows, else rounded to 8 bits.
 
-    It has as many bits as the widest of its pieces.
+    It has as many bits as the widest of its pieces, and offsets if it is a matrix and all have.
     """
     parts = [_exact(piece, checkpoint) or _requantised(piece, checkpoint) for piece in entry.pieces]
+    if entry.kind == "rows" or any(part.offsets is None for part in parts):
+        parts = [
+            part if part.offsets is None else _requantised(piece, checkpoint)
+            for part, piece in zip(parts, entry.pieces, strict=True)
+        ]
+    offsets = [part.offsets for part in parts if part.offsets is not None]
     return Groups(
         np.concatenate([part.codes for part in parts]),
         np.concatenate([part.scales for part in parts]),
         max(part.bits for part in parts),
+        np.concatenate(offsets) if offsets else None,
     )
 
 
@@ -250,12 +257,17 @@ def _exact(piece: Piece, checkpoint: Checkpoint) -> Groups | None:
     if exact is None:
         return None
     first, last, order = _span(piece.rows)
-    codes, scales = exact.codes[first:last], exact.scales[first:last]
-    if order is not None:
-        codes, scales = codes[order], scales[order]
-    if groups is not None:
-        codes, scales = codes[:, piece.columns], scales[:, groups]
-    return Groups(codes, scales, exact.bits)
+
+    def chosen(part: NDArray[Any], columns: NDArray[Any] | tuple[int, ...] | None) -> NDArray[Any]:
+        part = part[first:last] if order is None else part[first:last][order]
+        return part if columns is None else part[:, columns]
+
+    return Groups(
+        chosen(exact.codes, piece.columns),
+        chosen(exact.scales, groups),
+        exact.bits,
+        None if exact.offsets is None else chosen(exact.offsets, groups),
+    )
 
 
 def _requantised(piece: Piece, checkpoint: Checkpoint) -> Groups:

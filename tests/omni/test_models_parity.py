@@ -131,7 +131,9 @@ def dense_and_packed(
     return config, read_dense(plan, file), open_or_make(folder / "repacked", plan, file)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("Q8_0", 8), ("Q5_0", 5), ("Q4_0", 4)])
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("Q8_0", 8), ("Q5_0", 5), ("Q4_0", 4), ("Q5_1", 5), ("Q4_1", 4)]
+)
 def test_groups_carry_simple_gguf_formats_without_loss_or_widening(
     model: PreTrainedModel, kind: str, bits: int, tmp_path: Path
 ) -> None:
@@ -144,17 +146,18 @@ def test_groups_carry_simple_gguf_formats_without_loss_or_widening(
         if isinstance(value, PackedWeight):
             num_packed += 1
             assert torch.equal(unpack(value), expected)
-            assert value.bits == bits
+            assert (value.bits, value.has_offsets) == (bits, kind.endswith("_1"))
     assert num_packed == 1 + 4 * config.num_layers
     int8 = Driver(DecoderStack(config, packed)).step([TOKENS])
     fp32 = Driver(DecoderStack(config, dense)).step([TOKENS])
     assert relative_rms(int8, fp32) <= 0.06  # rounded activations, amplified by random weights
 
 
+@pytest.mark.parametrize("kind", ["Q5_0", "Q5_1"])
 def test_a_matrix_made_of_several_has_the_bits_of_the_widest(
-    model: PreTrainedModel, tmp_path: Path
+    model: PreTrainedModel, kind: str, tmp_path: Path
 ) -> None:
-    five, eight = gguf.GGMLQuantizationType.Q5_0, gguf.GGMLQuantizationType.Q8_0
+    five, eight = gguf.GGMLQuantizationType[kind], gguf.GGMLQuantizationType.Q8_0
     save_gguf(model, tmp_path / "model.gguf", five, {"layers.1.self_attn.v_proj": eight})
     _, dense, packed = dense_and_packed(tmp_path)
     bits = {}
@@ -162,7 +165,9 @@ def test_a_matrix_made_of_several_has_the_bits_of_the_widest(
         if isinstance(value, PackedWeight):
             expected = dense[name]
             assert isinstance(expected, torch.Tensor)
-            assert torch.equal(unpack(value), expected)
+            # Pieces with offsets beside one without are rounded to 8 bits.
+            limit = 0.02 if value.bits == 8 and kind == "Q5_1" else 0
+            assert relative_rms(unpack(value), expected) <= limit
             bits[name] = value.bits
     assert sorted(set(bits.values())) == [5, 8]
     assert [name for name in bits if bits[name] == 8] == ["layers.1.attention.qkv"]

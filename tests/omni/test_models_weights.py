@@ -203,6 +203,36 @@ def test_requantising_is_within_half_a_step() -> None:
     assert not restored[5, :32].any()
 
 
+@pytest.mark.parametrize(("kind", "bits"), [("Q4_K", 4), ("Q5_K", 5)])
+def test_superblocks_keep_their_codes_and_round_only_scales_and_offsets(
+    kind: str, bits: int, tmp_path: Path
+) -> None:
+    # The gguf package cannot make these blocks: any bytes are some, but for the two floats.
+    quantisation = gguf.GGMLQuantizationType[kind]
+    _, block_bytes = gguf.GGML_QUANT_SIZES[quantisation]
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, size=(48, 2, block_bytes), dtype=np.uint8)
+    common = rng.uniform(1e-5, 1e-2, size=(48, 2, 2)).astype(np.float16)
+    blocks[..., :4] = common.view(np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "blocks.gguf", "llama")
+    writer.add_tensor("weight", blocks.reshape(48, -1), raw_dtype=quantisation)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile(tmp_path / "blocks.gguf")
+    groups = file.groups("weight")
+    assert groups is not None
+    assert groups.offsets is not None
+    assert groups.bits == bits
+    assert (groups.codes.min(), groups.codes.max()) == (0, (1 << bits) - 1)
+    codes = groups.codes.reshape(48, 16, 32).astype(np.float64)
+    scaled, offsets = codes * groups.scales[..., None], groups.offsets[..., None].astype(np.float64)
+    truth = file.dense("weight").reshape(48, 16, 32)
+    rounding = 2.0**-11 * (scaled - offsets)  # half a unit in the last place of either float16
+    assert (np.abs(scaled + offsets - truth) <= rounding + 1e-6).all()
+
+
 def test_values_beyond_float16_scales_are_refused(folder: Path, tmp_path: Path) -> None:
     def enlarge(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.layers.2.mlp.up_proj.weight"][7, 5] = 1e9
