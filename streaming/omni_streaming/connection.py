@@ -6,10 +6,11 @@ state and the tasks of one WebSocket; knows nothing of the protocol beyond event
     socket --receive--> Session.receive --commands--> Worker
     socket <--writer--- SendQueue <--events-- Session.handle <--outputs-- Worker
 
-Backpressure: reading stops while the worker has many of this session's commands waiting; generation
-pauses while the send queue is full; a client that does not catch up is closed with 1013. Work that
-would hold up other sessions (a long message, seconds of audio at once) goes to a thread; long
-messages of all sessions to the same one, for each takes five times its size while it is taken in.
+Backpressure: reading stops while the worker has many of this session's commands waiting, the send
+queue is overfull, or the client has had its share of the loop; generation pauses while the send
+queue is full; a client that does not catch up is closed with 1013. Work that would hold up other
+sessions (a long message, seconds of audio at once) goes to a thread; long messages of all sessions
+to the same one, for each takes five times its size while it is taken in.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from omni.config import Config
 from omni.types import INPUT_RATE_HZ, Edit, Output
 from omni.worker import Worker
+from omni_streaming.loop_share import LoopShare
 from omni_streaming.memory import give_back_memory
 from omni_streaming.metrics import Metrics, SessionMetrics
 from omni_streaming.send_queue import SendQueue
@@ -105,6 +107,8 @@ class Connection:
             intent=intent,
             initial=initial,
         )
+        self._share = LoopShare(time.monotonic())
+        self._busy_s = 0.0  # on the loop, since it was last weighed
         self._session_lock = asyncio.Lock()  # held while a thread is inside the session
         self._in_thread: asyncio.Future[None] | None = None
         self._took_long_message = False
@@ -186,17 +190,35 @@ class Connection:
             if message["type"] == "websocket.disconnect":
                 return int(message.get("code") or 1005)
             data: str | bytes = message.get("text") or message.get("bytes") or b""
-            while self._worker.num_pending(self.session_id) > MAX_PENDING_COMMANDS:
+            while self._is_overrun:
                 await asyncio.sleep(BACKPRESSURE_POLL_S)
             async with self._session_lock:
                 if len(data) > LONG_MESSAGE_BYTES:
                     await self._receive_in_thread(data)
                 else:
-                    self._session.receive(data, _now_ms())
+                    with self._timed():
+                        self._session.receive(data, _now_ms())
             await self._score()
-            self._flush()
+            with self._timed():
+                self._flush()
             # A flood of messages is received without ever waiting: let other sessions in.
-            await asyncio.sleep(0)
+            busy_s, self._busy_s = self._busy_s, 0.0
+            await asyncio.sleep(self._share.rest_s(busy_s, time.monotonic()))
+
+    @property
+    def _is_overrun(self) -> bool:
+        """Whether the worker or the socket has so much to do that nothing more may be asked."""
+        return (
+            self._worker.num_pending(self.session_id) > MAX_PENDING_COMMANDS
+            or self._queue.is_overfull
+        )
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count the processor's time in the block against this client's share of the loop."""
+        began_s = time.thread_time()
+        yield
+        self._busy_s += time.thread_time() - began_s
 
     async def _receive_in_thread(self, data: str | bytes) -> None:
         # Shielded: a cancelled await would leave the thread inside the session, unwaited for.
@@ -213,7 +235,8 @@ class Connection:
         for start in range(0, len(frames), FRAMES_AT_ONCE):
             part = frames[start : start + FRAMES_AT_ONCE]
             if len(frames) <= FRAMES_AT_ONCE:
-                probabilities = self._probabilities(part)
+                with self._timed():
+                    probabilities = self._probabilities(part)
             else:
                 probabilities = await asyncio.to_thread(self._probabilities, part)
             async with self._session_lock:

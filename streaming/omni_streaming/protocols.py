@@ -9,6 +9,7 @@ since when it has been *waiting for its client*; :class:`Clients` bounds how lon
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -16,10 +17,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.frames import Frame
 from websockets.http11 import Request
 
 from omni.config import ServerConfig
 from omni_streaming.connection import ABORT
+from omni_streaming.loop_share import LoopShare
+
+MAX_FRAGMENTS = 2**14
+"""Of one message: the longest append in pieces of 1 KiB. Each costs us 40 bytes or more."""
+
+MAX_UNREAD_BYTES = 2 * 2**20
+"""Of what was written to a client. Events stop long before; answers to pings do not."""
+
+READ_BYTES = 2**14
+"""At once: 3,000 of the smallest frames, or 30 ms; asyncio's own choice is 16 times that."""
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
@@ -131,6 +143,9 @@ class WebSocketProtocol(_Droppable, WebSocketsSansIOProtocol):
         super().connection_made(transport)
         self._since_s: float | None = self.loop.time()  # it waited, or has begun to wait again
         self._taken_s = 0.0  # when the app last took a message
+        self._share = LoopShare(self.loop.time())
+        self._rest: asyncio.TimerHandle | None = None  # no more is read until it ends
+        self.transport.max_size = READ_BYTES  # type: ignore[attr-defined]
 
     def waiting_since_s(self, now_s: float) -> float | None:
         """Since when the handshake or the closing one has lacked its other half."""
@@ -146,8 +161,18 @@ class WebSocketProtocol(_Droppable, WebSocketsSansIOProtocol):
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[ABORT] = {"abort": self.abort}
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
+        began_s = time.thread_time()
         super().data_received(data)
+        rest_s = self._share.rest_s(time.thread_time() - began_s, self.loop.time())
+        if rest_s and self._rest is None:
+            self._rest = self.loop.call_later(rest_s, self._go_on_reading)
+            self.transport.pause_reading()
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
             # websockets reads less than h11 does: long lines, many headers, other methods.
             self.transport.write(BAD_REQUEST)
@@ -165,7 +190,29 @@ class WebSocketProtocol(_Droppable, WebSocketsSansIOProtocol):
     async def receive(self) -> ASGIReceiveEvent:
         message = await super().receive()
         self._taken_s = self.loop.time()
+        if self._rest is not None:
+            self.transport.pause_reading()  # what uvicorn has just resumed
         return message
+
+    def _go_on_reading(self) -> None:
+        self._rest = None
+        if not self.read_paused:
+            self.transport.resume_reading()
+
+    def handle_ping(self) -> None:
+        super().handle_ping()
+        if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self.abort()
+
+    def handle_cont(self, event: Frame) -> None:
+        if self.close_sent:
+            return
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self.frames = []
+            self.conn.fail(1008, f"a message has at most {MAX_FRAGMENTS} fragments")
+            self.handle_parser_exception()  # as for any frame against the rules
+            return
+        super().handle_cont(event)
 
     def keepalive_timeout(self) -> None:
         # uvicorn reads no further than the message that the app has not taken yet: the pong may

@@ -19,6 +19,9 @@ MAX_AUDIO_CHARS = 128 * 1024
 """Base64 of one audio delta; a multiple of 4 characters, 2 s of 24 kHz PCM16. Longer deltas are
 split, so that a barge-in can drop what was not yet sent."""
 
+OVERFULL = 4
+"""Times the bound: room for the answers to a client that sends much before it reads."""
+
 _AUDIO_DELTA = "response.output_audio.delta"
 
 
@@ -45,6 +48,11 @@ class SendQueue:
     @property
     def is_full(self) -> bool:
         return self.num_bytes > self._max_bytes
+
+    @property
+    def is_overfull(self) -> bool:
+        """Whether even answers to what the client asks are too much; sound alone stops before."""
+        return self.num_bytes > self._max_bytes * OVERFULL
 
     @property
     def has_room(self) -> bool:
