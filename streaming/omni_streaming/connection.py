@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.04  # Session.tick wants at most 50 ms between calls
+EDITS_AT_ONCE = 8  # a tick apart; a turn is one or two
+EDITS_PER_S = 2  # after that: each renders and may compute a whole conversation anew
 LONG_MESSAGE_BYTES = 256 * 1024  # parsing and resampling more than this would hold up the loop
 FRAMES_AT_ONCE = 16  # voice activity takes about 0.2 ms per frame
 MAX_PENDING_COMMANDS = 256  # reading stops above this; a session at rest has none or one
@@ -121,6 +123,7 @@ class Connection:
         self._close_code: tuple[int, str] | None = None
         self._is_held = False
         self._edited_s = 0.0  # when the assistant was last told of a changed conversation
+        self._num_edits_due = float(EDITS_AT_ONCE)  # it may be told of so many changes now
         self._full_since_s: float | None = None
         self._send_since_s: float | None = None
         self._idle = asyncio.Event()  # no response is under way
@@ -297,11 +300,14 @@ class Connection:
     def _flush(self) -> None:
         """Pass on what the session wants said and done; pause generation if that is too much."""
         now_s = time.monotonic()
-        commands = self._session.commands(edit=now_s - self._edited_s >= TICK_S)
+        since_s = now_s - self._edited_s
+        num_due = min(self._num_edits_due + since_s * EDITS_PER_S, EDITS_AT_ONCE)
+        commands = self._session.commands(edit=since_s >= TICK_S and num_due >= 1)
         for command in commands:
             self._metrics.command(command)
             if isinstance(command, Edit):
                 self._edited_s = now_s
+                self._num_edits_due = max(num_due - 1, 0)
         for event in self._session.events_to_send():
             self._metrics.event(event, now_s)
             self._queue.put(event)

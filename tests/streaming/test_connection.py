@@ -6,9 +6,11 @@ import asyncio
 import base64
 import json
 import logging
+import time
 from collections.abc import Iterator
 
 import pytest
+from omni_streaming.connection import EDITS_AT_ONCE, EDITS_PER_S
 from omni_streaming.session import Session
 
 from omni.parts import Parts
@@ -309,3 +311,27 @@ async def test_a_flood_of_items_is_few_edits_and_the_others_are_served_meanwhile
         for _ in range(2 * num_items):  # added, done
             await client.receive()
         assert len(edits) < num_items / 4
+
+
+async def test_a_client_that_never_stops_editing_is_told_to_the_assistant_twice_a_second() -> None:
+    edits: list[Edit] = []
+
+    class Counting(Chatter):
+        def submit(self, command: Command) -> None:
+            if isinstance(command, Edit):
+                edits.append(command)
+            super().submit(command)
+
+    async with serving(build=Counting) as running, socket(running) as client:
+        began_s = time.monotonic()
+        for index in range(150):
+            update = {"type": "realtime", "instructions": f"{index}"}
+            await client.send("session.update", session=update)
+            await client.until("session.updated")
+            await asyncio.sleep(0.01)
+        took_s = time.monotonic() - began_s
+        assert len(edits) <= EDITS_AT_ONCE + EDITS_PER_S * took_s
+        await client.answer("talk 1")  # waits for no edit
+        assert running.chatter.conversations
+        (conversation,) = running.chatter.conversations.values()
+        assert conversation.instructions == "149"
