@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ SECRET_PREFIX = "ek_"
 MIN_SECRET_S, DEFAULT_SECRET_S, MAX_SECRET_S = 10, 600, 7200
 MAX_SECRETS = 10_000
 """Client secrets kept at once; the one that expires first gives way."""
+MAX_SECRETS_BYTES = 32 * 2**20
+"""JSON of the sessions that all secrets carry; one may have 256 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Secret:
     expires_at_s: int
     session: Mapping[str, Any]
     """The session object that a connection with this secret starts from."""
+    num_bytes: int
+    """Of the session as JSON."""
 
 
 class Keys:
@@ -81,11 +86,15 @@ class Keys:
             raise InputError(
                 f"expires_after.seconds is {seconds}, expected {MIN_SECRET_S}..{MAX_SECRET_S}"
             )
-        self._secrets = {k: s for k, s in self._secrets.items() if now_s < s.expires_at_s}
-        if len(self._secrets) >= MAX_SECRETS:
-            del self._secrets[min(self._secrets, key=lambda k: self._secrets[k].expires_at_s)]
-        secret = Secret(SECRET_PREFIX + secrets.token_hex(16), int(now_s) + seconds, dict(session))
-        self._secrets[secret.value] = secret
+        value = SECRET_PREFIX + secrets.token_hex(16)
+        num_bytes = len(json.dumps(session))
+        secret = Secret(value, int(now_s) + seconds, dict(session), num_bytes)
+        kept = [s for s in self._secrets.values() if now_s < s.expires_at_s]
+        kept.sort(key=lambda s: s.expires_at_s, reverse=True)
+        total_bytes = num_bytes + sum(s.num_bytes for s in kept)
+        while kept and (len(kept) >= MAX_SECRETS or total_bytes > MAX_SECRETS_BYTES):
+            total_bytes -= kept.pop().num_bytes
+        self._secrets = {s.value: s for s in (*kept, secret)}
         return secret
 
 

@@ -259,7 +259,9 @@ class Server:
             body = await _json_object(request)
             seconds = _seconds(body.get("expires_after") or {})
             session = body.get("session") or {"type": "realtime"}
-            effective = self._effective_session(session)
+            effective = await asyncio.get_running_loop().run_in_executor(
+                self._service.long_messages, self._effective_session, session
+            )
             secret = self._keys.issue(session, seconds, time.time())
         except InputError as error:
             return _bad_request(str(error))

@@ -65,6 +65,18 @@ def test_secrets_are_bounded_and_the_one_that_expires_first_gives_way(
     assert keys.secret(new.value, 1.0) is not None
 
 
+def test_the_sessions_of_secrets_are_bounded_in_bytes() -> None:
+    keys = Keys("k")
+    quarter = {"instructions": "x" * (access.MAX_SECRETS_BYTES // 4)}
+    large = [keys.issue(quarter, 600 + n, 0.0) for n in range(5)]
+    small = keys.issue({}, 60, 0.0)
+    alive = [keys.secret(secret.value, 1.0) is not None for secret in (*large, small)]
+    assert alive == [False, False, True, True, True, True]
+    assert [keys.secret(secret.value, 604.5) is not None for secret in large[2:]] == [0, 0, 0]
+    again = [keys.issue(quarter, 60, 604.5) for _ in range(3)]
+    assert all(keys.secret(secret.value, 605.0) for secret in again), "expired ones take no room"
+
+
 def test_the_key_comes_from_the_header_or_the_browsers_subprotocol() -> None:
     protocols = ["realtime", "openai-insecure-api-key.abc", "openai-agents-sdk.0.1"]
     assert key_of({"authorization": "Bearer xyz"}) == "xyz"

@@ -12,7 +12,9 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from omni_streaming import server
 from omni_streaming.listener import PING_S, bind
+from omni_streaming.session import Session
 from websockets.asyncio.client import connect
 
 from omni.config import HOSTED_ALIASES, Config
@@ -241,6 +243,25 @@ async def test_a_client_secret_opens_sessions_with_its_settings_and_nothing_else
             async with socket(running, additional_headers=bearer(secret["value"])) as client:
                 assert client.events[0]["session"]["instructions"] == "Be brief."
         assert (await get(running, "/v1/models", secret["value"])).status_code == 401
+
+
+async def test_a_session_for_a_secret_is_judged_beside_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = []
+
+    class Recorded(Session):
+        def receive(self, message: str | bytes, now_ms: int) -> None:
+            threads.append(threading.current_thread())
+            super().receive(message, now_ms)
+
+    monkeypatch.setattr(server, "Session", Recorded)
+    async with serving() as running:
+        session = {"type": "realtime", "instructions": "x" * 200_000}
+        response = await post(running, "/v1/realtime/client_secrets", json={"session": session})
+        assert response.status_code == 200
+        assert len(threads) == 1
+        assert threads[0] is not threading.current_thread()
 
 
 async def test_a_client_secret_of_a_transcription_session_opens_one() -> None:
