@@ -21,7 +21,7 @@ setup-dev: $(DEV)
 
 $(BASE): pyproject.toml setup.py $(SOURCES)
 	@echo "[1/3] virtual environment in $(VENV)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 	@echo "[2/3] packages (PyTorch is large: some minutes and 6 GB the first time) and kernels"
 	@$(BIN)/pip install --quiet torch torchaudio
 	@$(BIN)/pip install --quiet -e .

@@ -118,7 +118,12 @@ def _write(
 
 
 def _remove_stale(folder: Path, source: str) -> None:
-    """Remove what earlier versions made of ``source``, and drafts whose maker must have died."""
+    """Remove what is of no use any more.
+
+    What this version or earlier ones made of ``source`` (it has changed since, or the layout has),
+    what was made of files that are gone, and drafts whose maker must have died. What a later
+    version made stays: another checkout uses it.
+    """
     for other in folder.parent.iterdir():
         if other == folder:
             continue
@@ -127,7 +132,9 @@ def _remove_stale(folder: Path, source: str) -> None:
                 stale = time.time() - other.stat().st_mtime > _DRAFT_LIFE_S
             else:
                 index = json.loads((other / "index.json").read_text(encoding="utf-8"))
-                stale = index.get("source") == source
+                made_of = Path(str(index.get("source")).partition(" with ")[0])
+                is_older = index.get("source") == source and index.get("version", 0) <= VERSION
+                stale = is_older or (made_of.is_absolute() and not made_of.exists())
         except (OSError, ValueError, AttributeError):
             continue
         if stale:

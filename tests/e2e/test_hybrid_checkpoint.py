@@ -31,7 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(folder: Path) -> Iterator[str]:
     if not all(is_present(name, home(Config())) for name in ("whisper-base", "smart-turn-v3")):
         pytest.skip("the embedded weights are absent: run `omni fetch`")
+    # A store of its own, so that what is repacked goes with the test.
+    (folder / "store").mkdir()
+    (folder / "store" / "models").symlink_to(home(Config()) / "models")
     config = Config(
+        home=str(folder / "store"),
         model=ModelConfig(backbone=str(folder)),
         engine=EngineConfig(max_context_tokens=448, num_pages=512),
     )
@@ -40,7 +44,17 @@ def url(folder: Path) -> Iterator[str]:
 
 
 def test_chat_answers_from_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--model", str(folder), "--max-tokens", "24", "--stats", "--system", "Be brief."]
+    options = [
+        "--set",
+        f"home={folder / 'chat'}",
+        "--model",
+        str(folder),
+        "--max-tokens",
+        "24",
+        "--stats",
+        "--system",
+        "Be brief.",
+    ]
     assert main(["chat", *options, "What can the function do?"]) == 0
     printed = capsys.readouterr()
     assert printed.out.strip()

@@ -17,7 +17,7 @@ from tiny_models import make_hf, save_gguf
 from transformers import PreTrainedModel
 
 from omni.errors import ModelError
-from omni.models import load, load_backbone
+from omni.models import load, load_backbone, repacked
 from omni.models.gguf_file import GGUFFile, quantise
 
 
@@ -183,6 +183,23 @@ def test_a_changed_checkpoint_takes_the_place_of_its_old_cache(file: Path, tmp_p
     assert len(left) == 2  # the other file's and the new one
     assert old not in left
     assert dead not in left
+
+
+def test_caches_of_vanished_files_go_and_those_of_later_versions_stay(
+    file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.gguf"
+    shutil.copy(file, other)
+    load_backbone(other, home=tmp_path)
+    (vanished,) = (tmp_path / "repacked").iterdir()
+    other.unlink()
+    later = tmp_path / "repacked" / "later"
+    later.mkdir()
+    index = {"version": repacked.VERSION + 1, "source": str(file.resolve())}
+    (later / "index.json").write_text(json.dumps(index))
+    load_backbone(file, home=tmp_path)
+    assert not vanished.exists()
+    assert later.exists()
 
 
 def test_an_unwritable_store_is_one_sentence(file: Path, tmp_path: Path) -> None:

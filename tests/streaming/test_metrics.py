@@ -58,7 +58,8 @@ async def test_metrics_show_what_the_engine_holds_and_has_done() -> None:
             assert during["sequences_held"] == 0
         after = await until_engine_has(running, 0)
         assert after["in_use"] == 0
-        assert after["cached"] >= num_tokens // 16
+        # What was sampled last may be cut, or not computed yet, when the client leaves.
+        assert after["cached"] >= num_tokens // 16 - 1
         assert after["steps_total"] >= during["steps_total"]
 
 
