@@ -31,6 +31,9 @@ from omni.types import (
 
 ContentType = Literal["input_text", "input_audio", "output_text", "output_audio"]
 
+MAX_HISTORY_CHARS = 16 * 2**20
+"""Text of all items as they came in; the longest context is a thousandth of it."""
+
 MAX_HISTORY_AUDIO_BYTES = 32 * 2**20
 """Audio kept per session for ``conversation.item.retrieve``; the oldest goes first."""
 
@@ -157,6 +160,12 @@ class Item:
     spoken: Spoken | None = None
     is_notice: bool = False  # shown to the user, but not the model's words
 
+    @property
+    def num_chars(self) -> int:
+        """Of everything that it says."""
+        said = (content.text or "" for content in self.content)
+        return sum(map(len, (self.name, self.arguments, self.output, *said)))
+
     def shown(self) -> dict[str, Any]:
         """The item as the protocol shows it, without audio bytes."""
         item: dict[str, Any] = {
@@ -190,6 +199,9 @@ class ItemList:
         self._by_id: dict[str, Item] = {}
         self._audio: dict[str, tuple[int, bytearray]] = {}  # id -> (rate, int16 samples)
         self._audio_bytes = 0
+        self._num_chars: dict[str, int] = {}  # id -> when it was inserted
+        self.num_chars = 0
+        """Of all items; answers that have grown since are bounded by their tokens."""
         self._outside: set[str] = set()  # ids that truncation has taken out of the context
 
     def __len__(self) -> int:
@@ -249,6 +261,8 @@ class ItemList:
             at = self._items.index(self._by_id[after]) + 1
         self._items.insert(at, item)
         self._by_id[item.id] = item
+        self._num_chars[item.id] = item.num_chars
+        self.num_chars += item.num_chars
         return self._items[at - 1].id if at else None
 
     def previous_id(self, item_id: str) -> str | None:
@@ -263,6 +277,7 @@ class ItemList:
         if item is not None:
             self._items.remove(item)
             self._outside.discard(item_id)
+            self.num_chars -= self._num_chars.pop(item_id)
             self.drop_audio(item_id)
         return item
 
@@ -271,6 +286,8 @@ class ItemList:
         self._items.clear()
         self._by_id.clear()
         self._outside.clear()
+        self._num_chars.clear()
+        self.num_chars = 0
         self._audio.clear()
         self._audio_bytes = 0
 

@@ -47,7 +47,7 @@ from omni.types import (
 from omni.types import Conversation as Context
 from omni_streaming import events
 from omni_streaming.command_queue import CommandQueue
-from omni_streaming.conversation import Item, ItemList
+from omni_streaming.conversation import MAX_HISTORY_CHARS, Item, ItemList
 from omni_streaming.playback import Playback
 from omni_streaming.requests import Requests
 from omni_streaming.response import Channels, Response, ResponseOutput, Status
@@ -437,8 +437,9 @@ class Session:
         return self.items.render(self.settings.instructions, self.settings.tools)
 
     def _evict(self) -> None:
-        """Keep the list of items within its limit; the oldest go."""
-        while len(self.items) > self.config.server.max_items:
+        """Keep the items within their limits; the oldest go."""
+        max_items = self.config.server.max_items
+        while len(self.items) > max_items or self.items.num_chars > MAX_HISTORY_CHARS:
             oldest = self.items.oldest
             if oldest.status == "in_progress":
                 break

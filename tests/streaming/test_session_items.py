@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
+from omni_streaming.conversation import MAX_HISTORY_CHARS
 from omni_streaming.send_queue import SendQueue
 
 from omni.config import Config, EngineConfig, ServerConfig
@@ -266,3 +267,23 @@ def test_changes_that_come_together_are_one_edit() -> None:
     assert isinstance(respond, Respond)
     assert [t for _, t in messages(edit)] == [str(i) for i in range(100)]
     assert driver.session.commands() == []
+
+
+def test_the_oldest_items_make_room_for_text_that_is_too_much() -> None:
+    driver = Driver()
+    text = "x" * (MAX_HISTORY_CHARS // 40)
+    ids = []
+    for _ in range(40):
+        created = driver.send(
+            "conversation.item.create", item=user_item(type="input_text", text=text)
+        )
+        assert types(created) == ITEM
+        ids.append(created[0]["item"]["id"])
+    last = driver.send("conversation.item.create", item=user_item(type="input_text", text="x" * 20))
+    assert types(last) == [*ITEM, "conversation.item.deleted"]
+    assert last[-1]["item_id"] == ids[0]
+    assert driver.send("conversation.item.retrieve", item_id=ids[1])[0]["item"]["id"] == ids[1]
+    deleted = driver.send("conversation.item.delete", item_id=ids[2])
+    assert types(deleted) == ["conversation.item.deleted"]
+    again = driver.send("conversation.item.create", item=user_item(type="input_text", text=text))
+    assert types(again) == ITEM, "what was deleted has made room"
