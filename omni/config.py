@@ -75,7 +75,7 @@ class ServerConfig:
     max_send_queue_bytes: int = 8 * 2**20  # unsent events per session before generation pauses
     send_stall_s: int = 30  # a full queue for this long: close 1013
     request_timeout_s: int = 10  # for a whole HTTP request or handshake to come in, and to leave
-    max_waiting: int = 128  # connections without a whole request yet; then the oldest is dropped
+    max_waiting: int = 256  # connections without a whole request yet; then the oldest is dropped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

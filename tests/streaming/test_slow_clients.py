@@ -148,6 +148,17 @@ async def test_of_too_many_waiting_connections_the_oldest_is_dropped() -> None:
         assert await session.answer("talk 1") == "1 ", "a session is no waiting connection"
 
 
+async def test_two_hundred_clients_at_once_are_all_answered() -> None:
+    async def visit(running: Running) -> str:
+        async with socket(running, created=False) as client:
+            return str((await client.receive())["type"])
+
+    async with serving() as running:
+        seen = await asyncio.gather(*(visit(running) for _ in range(200)))
+    assert set(seen) <= {"session.created", "error"}
+    assert len(seen) == 200
+
+
 async def _ended(reader: asyncio.StreamReader) -> bool:
     try:
         return await reader.read() == b""
