@@ -18,7 +18,7 @@ from omni.errors import InputError, OmniError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from omni_streaming.client import Answer, Client
+    from omni_streaming.client import Answer, Client, Event
 
     from omni.cli import Subparsers
 
@@ -28,7 +28,7 @@ Send recordings, a line of text or your microphone to a running server and hear 
 Each recording is played in real time; the next one begins when the answer has been heard.
 Latency is the time from the end of speech in the recording to the first sound of the answer."""
 
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 60.0  # without anything of the answer; a long one may take its time
 NO_TURN_TIMEOUT_S = 15.0  # semantic turn detection may wait 8 s before it ends a turn
 TRANSCRIPT_TIMEOUT_S = 5.0
 
@@ -105,7 +105,8 @@ async def _talk(
             url = await stack.enter_async_context(_own_server(config))
         else:
             url = args.url or f"http://{config.server.host}:{config.server.port}"
-        client = Client(url, model=args.model, api_key=api_key)
+        shown = ShownText(is_live=args.text is not None and sys.stdout.isatty())
+        client = Client(url, model=args.model, api_key=api_key, on_event=shown.take)
         try:
             await stack.enter_async_context(client)
         except ConnectionFailed as error:
@@ -127,11 +128,11 @@ async def _talk(
             return
         if args.text is not None:
             await client.write(args.text)
-            answers = [await client.answer(timeout_s=ANSWER_TIMEOUT_S)]
-            print_answer(answers[0], None)
+            answers = [await _answer(client, 0, shown)]
+            print_answer(answers[0], None, with_text=not shown.has_begun)
         else:
             client.start_microphone()
-            answers = [await _ask(client, path, pcm) for path, pcm in clips]
+            answers = [await _ask(client, path, pcm, shown) for path, pcm in clips]
         _write(args, client, answers)
 
 
@@ -152,7 +153,57 @@ async def _set_up(client: Client, args: argparse.Namespace) -> None:
     await client.update(**session)
 
 
-async def _ask(client: Client, path: Path, pcm: NDArray[np.int16]) -> Answer:
+class ShownText:
+    """Prints the words of an answer as they come, where a person watches (``is_live``)."""
+
+    def __init__(self, *, is_live: bool) -> None:
+        self.is_live = is_live
+        self.has_begun = False
+
+    def take(self, event: Event) -> None:
+        """Look at one event of the server."""
+        if not self.is_live or event["type"] not in (
+            "response.output_text.delta",
+            "response.output_audio_transcript.delta",
+        ):
+            return
+        words = event["delta"]
+        if not self.has_begun:
+            if not (words := words.lstrip()):
+                return
+            self.has_begun = True
+            words = f"Omni: {words}"
+        print(words, end="", flush=True)
+
+    def end(self) -> None:
+        """End the line that was begun."""
+        if self.has_begun:
+            print(flush=True)
+
+
+async def _answer(client: Client, after: int, shown: ShownText) -> Answer:
+    """The answer, however long it goes on; what arrived of a broken one is printed.
+
+    Raises:
+        OmniError: nothing more of it came, or the server went away.
+    """
+    try:
+        return await client.answer(after=after, timeout_s=ANSWER_TIMEOUT_S)
+    except (OmniError, TimeoutError) as error:
+        part = client.unfinished
+        if part is not None and part.text.strip() and not shown.has_begun:
+            print(f"Omni: {part.text.strip()}", flush=True)
+        if isinstance(error, OmniError):
+            raise
+        more = " more" if part is not None else ""
+        raise OmniError(
+            f"the server sent nothing{more} of its answer for {ANSWER_TIMEOUT_S:g} s"
+        ) from error
+    finally:
+        shown.end()
+
+
+async def _ask(client: Client, path: Path, pcm: NDArray[np.int16], shown: ShownText) -> Answer:
     """Play one recording and wait until its answer has been heard."""
     from omni_streaming.recording import speech_end_s
 
@@ -167,7 +218,7 @@ async def _ask(client: Client, path: Path, pcm: NDArray[np.int16]) -> Answer:
         raise OmniError(
             f"the server heard no finished speech in {path}: is there any, and is it loud enough?"
         ) from None
-    answer = await client.answer(after=after, timeout_s=ANSWER_TIMEOUT_S)
+    answer = await _answer(client, after, shown)
     with contextlib.suppress(TimeoutError):
         await client.until(
             "conversation.item.input_audio_transcription.completed",
@@ -180,9 +231,10 @@ async def _ask(client: Client, path: Path, pcm: NDArray[np.int16]) -> Answer:
     return answer
 
 
-def print_answer(answer: Answer, spoken_s: float | None) -> None:
+def print_answer(answer: Answer, spoken_s: float | None, *, with_text: bool = True) -> None:
     """Print what was answered and how long it took after ``spoken_s``, the end of speech."""
-    print(f"Omni: {answer.text.strip() or '(no words)'}")
+    if with_text:
+        print(f"Omni: {answer.text.strip() or '(no words)'}")
     for call in answer.calls:
         print(f"      calls {call['name']}({call['arguments']})")
     if answer.status != "completed":

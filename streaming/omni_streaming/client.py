@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
@@ -37,6 +37,18 @@ Event = Mapping[str, Any]
 CHUNK_S = 0.02
 CHUNK_SAMPLES = round(CHUNK_S * OUTPUT_RATE_HZ)
 MAX_FRAME_BYTES = 2**20  # what other clients accept, so that our tests notice larger ones
+
+CLOSE_WORDS = {
+    1000: "the conversation has ended",
+    1001: "the conversation has ended",
+    1006: "it broke off",
+    1008: "it refused what was sent",
+    1009: "a message was too large",
+    1011: "it met an error of its own",
+    1012: "it is stopping or starting again",
+    1013: "it is at capacity, try again later",
+}
+"""What the codes of a WebSocket's end mean to a person."""
 
 
 class ConnectionFailed(OmniError):
@@ -84,7 +96,8 @@ class Client:
     """One conversation. Use as an async context manager.
 
     Args:
-        url: of the server, ``http://...`` or ``ws://...``.
+        url: of the server, ``http://...`` or ``ws://...``, with or without ``/v1`` or
+            ``/v1/realtime``; a model in its query goes before ``model``.
         api_key: sent as a bearer token.
         on_event: called with every server event as it arrives.
 
@@ -167,7 +180,7 @@ class Client:
         try:
             await self._socket.send(json.dumps({"type": kind, **fields}))
         except ConnectionClosed as error:
-            raise ServerError(f"the server closed the connection: {error}") from error
+            raise ServerError(self._closing()) from error
 
     async def update(self, **session: Any) -> Event:
         """Change the session and return its effective settings."""
@@ -218,7 +231,7 @@ class Client:
         try:
             await (await self._socket.ping())
         except ConnectionClosed as error:
-            raise ServerError(f"the server closed the connection: {error}") from error
+            raise ServerError(self._closing()) from error
         return time.monotonic() - began_s
 
     # --- hearing ---------------------------------------------------------------------------------
@@ -230,14 +243,22 @@ class Client:
             ServerError: an ``error`` event came first, or the connection was closed.
             TimeoutError: none came in time.
         """
+        return await self._until(kind, after, timeout_s, renewed_by=None)
+
+    async def _until(
+        self, kind: str, after: int, timeout_s: float, *, renewed_by: str | None
+    ) -> Event:
+        """:meth:`until`; events whose type begins with ``renewed_by`` start the time anew."""
         seen = after
-        async with asyncio.timeout(timeout_s), self._changed:
+        async with asyncio.timeout(timeout_s) as limit, self._changed:
             while True:
                 for _, event in self.events[seen:]:
                     if event["type"] == kind:
                         return event
                     if event["type"] == "error":
                         raise ServerError(_words(event), event["error"].get("code"))
+                    if renewed_by is not None and event["type"].startswith(renewed_by):
+                        limit.reschedule(asyncio.get_running_loop().time() + timeout_s)
                 seen = len(self.events)
                 self._raise_if_closed()
                 await self._changed.wait()
@@ -245,12 +266,22 @@ class Client:
     async def answer(self, *, after: int = 0, timeout_s: float = 60.0) -> Answer:
         """The first response that is done, counted from index ``after`` of :attr:`events`.
 
+        Args:
+            timeout_s: longest time without any event of a response; an answer that goes on is
+                waited for as long as it takes.
+
         Raises:
-            ServerError: as :meth:`until`.
-            TimeoutError: as :meth:`until`.
+            ServerError: as :meth:`until`; :attr:`unfinished` has what arrived.
+            TimeoutError: nothing of a response came for ``timeout_s``; likewise.
         """
-        done = await self.until("response.done", after=after, timeout_s=timeout_s)
+        done = await self._until("response.done", after, timeout_s, renewed_by="response.")
         return self.answers[done["response"]["id"]]
+
+    @property
+    def unfinished(self) -> Answer | None:
+        """The newest answer if it is still under way, or was when the connection ended."""
+        newest = next(reversed(self.answers.values()), None)
+        return newest if newest is not None and newest.done_s is None else None
 
     async def heard(self) -> None:
         """Wait until everything that has arrived has been played."""
@@ -297,8 +328,7 @@ class Client:
             pass
         finally:
             self.close_code = self._socket.close_code
-            reason = self._socket.close_reason
-            self._closed = f"{self.close_code}{f' ({reason})' if reason else ''}"
+            self._closed = self._closing()
             await self._notify()
 
     async def _notify(self) -> None:
@@ -353,7 +383,12 @@ class Client:
 
     def _raise_if_closed(self) -> None:
         if self._closed is not None:
-            raise ServerError(f"the server closed the connection: {self._closed}")
+            raise ServerError(self._closed)
+
+    def _closing(self) -> str:
+        code, reason = self._socket.close_code, self._socket.close_reason
+        words = CLOSE_WORDS.get(code or 1006, "it gave no reason")
+        return f"the server closed the connection: {words} ({code}{reason and f': {reason}'})"
 
 
 def _words(event: Event) -> str:
@@ -366,5 +401,7 @@ def _socket_url(url: str, model: str) -> str:
     if not separator:
         scheme, rest = "http", url
     scheme = {"http": "ws", "https": "wss"}.get(scheme, scheme)
-    query = urlencode({"model": model})
-    return f"{scheme}://{rest.rstrip('/')}/v1/realtime?{query}"
+    base, _, query = rest.partition("?")
+    base = base.rstrip("/").removesuffix("/realtime").removesuffix("/v1")
+    query = urlencode({"model": model} | dict(parse_qsl(query)))
+    return f"{scheme}://{base}/v1/realtime?{query}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import re
 import signal
@@ -9,21 +11,23 @@ import subprocess
 import sys
 import wave
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
+from omni_streaming.client import Client, ServerError
 from omni_streaming.devices import Speakers
 from omni_streaming.listener import bind
 
 from omni.cli import main
-from omni.cli.talk import read_recording
+from omni.cli.talk import ShownText, _answer, read_recording
 from omni.parts import Parts
 from omni.scripted import Answer, Script, ScriptedAssistant
-from tests.streaming.serving import make_server, serving_on_a_thread, settings
-from tests.streaming.test_client import LoudIsSpeech, tone
+from tests.streaming.serving import make_server, serving, serving_on_a_thread, settings
+from tests.streaming.test_client import LONG, LoudIsSpeech, Slow, Stalling, tone
 
 SCRIPT = Script(
     transcripts=("how are you", "what time is it"),
@@ -87,6 +91,77 @@ def test_text_is_answered_in_writing(url: str, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert "Omni: Fine thank you" in out
     assert "speech" not in out
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+
+@pytest.mark.parametrize("is_shown", [False, True])
+def test_a_long_answer_is_not_thrown_away(
+    is_shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omni.cli.talk.ANSWER_TIMEOUT_S", 1.0)
+    if is_shown:
+        on_a_terminal(monkeypatch)
+    with serving_on_a_thread(make_server(build=lambda parts: Slow(parts, LONG))) as url:
+        assert main(["talk", "--text", "Tell me", "--url", url]) == 0
+    (words, _) = capsys.readouterr().out.splitlines()
+    assert words.split() == ["Omni:", *["word"] * 40]
+
+
+@pytest.mark.parametrize("is_shown", [False, True])
+def test_what_arrived_of_an_answer_that_stalls_is_printed_once(
+    is_shown: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omni.cli.talk.ANSWER_TIMEOUT_S", 0.5)
+    if is_shown:
+        on_a_terminal(monkeypatch)
+    with serving_on_a_thread(make_server(build=lambda parts: Stalling(parts, LONG))) as url:
+        assert main(["talk", "--text", "Tell me", "--url", url]) == 1
+    said = capsys.readouterr()
+    assert [line.split() for line in said.out.splitlines()] == [["Omni:", "word", "word", "word"]]
+    assert said.err == "omni talk: the server sent nothing more of its answer for 0.5 s\n"
+
+
+def test_an_answer_is_shown_to_a_person_as_it_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[str] = []
+    monkeypatch.setattr("sys.stdout", Shown(pieces))
+    with serving_on_a_thread(make_server(build=lambda parts: Slow(parts, LONG))) as url:
+        assert main(["talk", "--text", "Tell me", "--url", url]) == 0
+    assert sum("word" in piece for piece in pieces) > 20
+
+
+class Shown(io.StringIO):
+    """A terminal that remembers what was written between two flushes."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def isatty(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        self.pieces.append(self.getvalue())
+        self.seek(0)
+        self.truncate()
+
+
+async def test_a_server_that_breaks_off_leaves_its_words_so_far(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    build = partial(Stalling, script=LONG)
+    async with serving(build=build) as running, Client(running.url) as client:
+        await client.write("Tell me")
+        waiting = asyncio.create_task(_answer(client, 0, ShownText(is_live=False)))
+        while client.unfinished is None or len(client.unfinished.text.split()) < 3:
+            await asyncio.sleep(0.01)
+        for connection in list(running.listener.server_state.connections):
+            connection.transport.abort()
+        with pytest.raises(ServerError, match="it broke off"):
+            await waiting
+    assert capsys.readouterr().out == "Omni: word word word\n"
 
 
 def test_tool_calls_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

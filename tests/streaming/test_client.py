@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from omni_streaming.listener import bind
 
 from omni.parts import Parts
 from omni.scripted import Answer, Script, ScriptedAssistant
+from omni.types import Output, TextDelta
 from tests.streaming.serving import serving, settings
 
 Build = Callable[[Parts], ScriptedAssistant]
@@ -162,8 +164,56 @@ async def test_a_server_that_goes_away_is_noticed() -> None:
             connection.transport.abort()
         with pytest.raises(ServerError, match="the server closed the connection"):
             await waiting
-        with pytest.raises(ServerError):
+        with pytest.raises(ServerError, match="the server closed the connection: it broke off"):
             await client.write("hello?")
+
+
+async def test_the_reason_of_a_closing_is_said_in_words() -> None:
+    async with serving() as running, Client(running.url) as client:
+        waiting = asyncio.create_task(client.until("never", timeout_s=10))
+        await asyncio.sleep(0)
+        running.listener.stop()
+        with pytest.raises(ServerError, match=r"it is stopping or starting again \(1012"):
+            await waiting
+
+
+class Slow(ScriptedAssistant):
+    """Takes 50 ms for every word, and stops talking after ``num_words`` of them."""
+
+    num_words = 1000
+
+    def step(self) -> list[Output]:
+        time.sleep(0.05)
+        if self.num_words == 0:
+            return []
+        outputs = super().step()
+        self.num_words -= any(isinstance(output, TextDelta) for output in outputs)
+        return outputs
+
+
+class Stalling(Slow):
+    num_words = 3
+
+
+LONG = Script(answers=(Answer(text="word " * 40),))
+
+
+async def test_a_long_answer_is_waited_for_as_long_as_it_goes_on() -> None:
+    build = partial(Slow, script=LONG)
+    async with serving(build=build) as running, Client(running.url) as client:
+        await client.write("Tell me")
+        answer = await client.answer(timeout_s=1.0)  # 2 s in all
+    assert answer.text.split() == ["word"] * 40
+
+
+async def test_an_answer_that_stalls_is_given_up_and_keeps_what_arrived() -> None:
+    build = partial(Stalling, script=LONG)
+    async with serving(build=build) as running, Client(running.url) as client:
+        await client.write("Tell me")
+        with pytest.raises(TimeoutError):
+            await client.answer(timeout_s=0.5)
+        assert client.unfinished is not None
+        assert client.unfinished.text.split() == ["word"] * 3
 
 
 @pytest.mark.parametrize(
@@ -173,6 +223,11 @@ async def test_a_server_that_goes_away_is_noticed() -> None:
         ("https://omni.example/", "wss://omni.example/v1/realtime?model=m+x"),
         ("ws://[::1]:80", "ws://[::1]:80/v1/realtime?model=m+x"),
         ("localhost:8000", "ws://localhost:8000/v1/realtime?model=m+x"),
+        ("http://localhost:8000/v1", "ws://localhost:8000/v1/realtime?model=m+x"),
+        ("http://localhost:8000/v1/", "ws://localhost:8000/v1/realtime?model=m+x"),
+        ("ws://localhost:8000/v1/realtime", "ws://localhost:8000/v1/realtime?model=m+x"),
+        ("ws://localhost/v1/realtime?model=y", "ws://localhost/v1/realtime?model=y"),
+        ("https://omni.example/a/v1", "wss://omni.example/a/v1/realtime?model=m+x"),
     ],
 )
 def test_any_way_to_write_the_address_will_do(url: str, expected: str) -> None:
