@@ -144,8 +144,8 @@ def test_noise_without_words_is_not_shown_as_a_turn_of_the_user(tmp_path: Path) 
         page.open(url)
         page.click("talk")
         page.wait(lambda p: p.events("conversation.item.input_audio_transcription.completed"))
+        page.wait(lambda p: p.phase == "listening")  # the noise may have been two turns
         assert not [turn for turn in page.turns if turn["role"] == "user"]
-        page.wait(lambda p: p.phase == "listening")
 
 
 def test_stop_takes_back_what_was_not_heard(typing: tuple[Page, str]) -> None:
@@ -182,7 +182,8 @@ def test_new_message_replaces_the_answer_under_way(typing: tuple[Page, str]) -> 
         "conversation.item.create",
         "response.create",
     ]
-    assert not page.events("error")
+    # The answer may end just before its cancellation arrives.
+    assert {e["error"]["code"] for e in page.events("error")} <= {"response_cancel_not_active"}
 
 
 def test_without_a_microphone_the_page_says_so_and_typing_works(typing: tuple[Page, str]) -> None:
@@ -309,6 +310,58 @@ def test_page_waits_for_the_models_and_then_does_what_was_asked(
         page.wait(lambda p: len(p.turns) == 2 and p.turns[1]["text"] == "You said: hello")
         assert page.text("#notice") == ""
         assert page.driver.find_element("id", "message").get_property("value") == ""
+
+
+def test_without_https_the_page_says_why_there_is_no_sound_and_answers_in_writing(
+    tmp_path: Path,
+) -> None:
+    microphone = write_microphone(tmp_path / "q.wav", [60.0])
+    elsewhere = "--host-resolver-rules=MAP omni.test 127.0.0.1"  # to the browser: another machine
+    config = dataclasses.replace(Config(), server=ServerConfig(api_key="open-sesame"))
+    with (
+        serving(scripted_server(Script(), config)) as url,
+        chromium(tmp_path / "p", microphone, elsewhere) as page,
+    ):
+        page.open(url.replace("127.0.0.1", "omni.test"))
+        assert page.js("return window.isSecureContext") is False
+        page.click("talk")
+        page.wait(lambda p: p.text("#key-dialog"))
+        page.driver.find_element("id", "key").send_keys("open-sesame", ENTER)
+        page.wait(lambda p: p.phase == "ready")
+        why = "Browsers give a page microphone and sound only over https or on localhost."
+        page.wait(lambda p: p.text("#notice-text").startswith(why))
+        for num_asked, question in enumerate(("hello", "hello again"), 1):
+            page.click("dismiss")
+            type_message(page, question)
+            page.wait(lambda p, n=num_asked: len(p.turns) == 2 * n and p.phase == "ready")
+            assert page.turns[-1]["text"] == f"You said: {question}"
+            assert page.text("#notice-text").startswith(why)
+        assert not page.events("response.output_audio.delta")  # nobody could hear it
+        assert page.js("return watched.errors") == []
+        assert [e["error"]["code"] for e in page.events("error")] == ["invalid_api_key"]  # at first
+
+
+def test_loudspeaker_that_failed_once_is_opened_by_the_next_click(
+    typing: tuple[Page, str],
+) -> None:
+    page, url = typing
+    page.open(url)
+    page.js(
+        "const plain = Worklet.prototype.addModule;"
+        "Worklet.prototype.addModule = async function () {"
+        "  Worklet.prototype.addModule = plain;"
+        "  throw new Error('it is busy');"
+        "};"
+    )
+    type_message(page, "hello")
+    page.wait(lambda p: len(p.turns) == 2 and p.turns[1]["text"] == "You said: hello")
+    assert page.text("#notice-text").startswith("The loudspeaker cannot be opened (it is busy).")
+    page.wait(lambda p: p.phase == "ready")
+    type_message(page, "again")
+    page.wait(lambda p: p.phase == "speaking")
+    assert page.turns[-1]["role"] == "assistant"
+    assert page.text("#notice") == ""
+    assert page.js("return watched.errors") == []
 
 
 def test_full_server_says_so_in_its_own_words(typing: tuple[Page, str]) -> None:

@@ -2,7 +2,7 @@
 
 import { Conversation, StillLoading } from "./conversation.js";
 import { Microphone, MicrophoneError } from "./microphone.js";
-import { Player, RATE_HZ } from "./player.js";
+import { Player, SoundError } from "./player.js";
 import { View } from "./view.js";
 
 const RETRY_MS = 3000; // while the models are loading
@@ -20,7 +20,8 @@ class App {
       onLost: (words) => this.lose(words),
     });
     this.key = "";
-    this.context = null;
+    this.opening = null; // promise of the player
+    this.noSound = null; // why there is none, in words
     this.microphone = null;
     this.isAsking = false; // the user for the microphone
     this.wantsVoice = false;
@@ -38,8 +39,8 @@ class App {
   async join() {
     this.wantsVoice = true;
     if (this.connecting === null) this.view.hideNotice();
-    await this.openAudio();
-    if (await this.connect()) await this.openMicrophone();
+    const hasSound = await this.openAudio();
+    if ((await this.connect()) && hasSound) await this.openMicrophone();
   }
 
   /** Connect again, with the microphone if it was wanted. */
@@ -69,20 +70,35 @@ class App {
     return true;
   }
 
-  /** The browser allows sound only after a click or a key, so not before. */
+  /** Whether there is sound now; where not, connect() says why. Tried again each time. */
   async openAudio() {
-    if (this.context === null) {
-      this.context = new AudioContext({ sampleRate: RATE_HZ, latencyHint: "interactive" });
-      const onReport = (report) => this.conversation.heard(report);
-      this.conversation.player = await Player.open(this.context, onReport);
+    this.opening ??= Player.open((report) => this.conversation.heard(report));
+    try {
+      this.conversation.player = await this.opening;
+    } catch (error) {
+      if (!(error instanceof SoundError)) throw error;
+      this.opening = null;
+      this.noSound = error.message;
+      return false;
     }
+    this.noSound = null;
     await this.context.resume();
+    return true;
+  }
+
+  get context() {
+    return this.conversation.player.context;
   }
 
   /** Whether there is a connection now; waits while the server loads its models. */
   async connect() {
-    if (this.conversation.isConnected) return true;
-    if (this.connecting !== null) return this.connecting;
+    const isConnected =
+      this.conversation.isConnected || (await (this.connecting ?? this.beginConnection()));
+    if (isConnected && this.noSound !== null) this.view.showNotice(this.noSound);
+    return isConnected;
+  }
+
+  async beginConnection() {
     this.isLost = false;
     this.connecting = this.keepTrying();
     this.refresh();

@@ -36,7 +36,7 @@ export class Conversation {
   constructor(view, handlers) {
     this.view = view;
     this.handlers = handlers;
-    this.player = null;
+    this.player = null; // without one, answers are written
     this.reset();
   }
 
@@ -119,7 +119,8 @@ export class Conversation {
     this.view.setText(id, text);
     this.view.settle(id);
     this.realtime.send({ type: "conversation.item.create", item: textItem(id, "user", text) });
-    this.realtime.send({ type: "response.create" });
+    const response = this.player === null ? { output_modalities: ["text"] } : {};
+    this.realtime.send({ type: "response.create", response });
     this.wait(performance.now());
   }
 

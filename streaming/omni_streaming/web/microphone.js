@@ -12,8 +12,8 @@ const REASONS = {
     "The microphone is in use by another program. Close that program, then press Start talking " +
     "again.",
 };
-const UNSAFE =
-  "Browsers give a page the microphone only over https or on localhost. Open Omni that way.";
+export const UNSAFE =
+  "Browsers give a page microphone and sound only over https or on localhost. Open Omni that way.";
 const MEANWHILE = " You can type in the meantime.";
 
 export class Microphone {

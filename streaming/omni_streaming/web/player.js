@@ -1,18 +1,34 @@
 // The loudspeaker: plays items of speech and knows how much of each was heard.
 
+import { UNSAFE } from "./microphone.js";
+
 export const RATE_HZ = 24000;
+
+const MEANWHILE = " You can type in the meantime; answers come in writing.";
+
+/** Why there can be no sound, in words for the user. */
+export class SoundError extends Error {}
 
 export class Player {
   /**
-   * @param {AudioContext} context of 24 kHz
+   * Open the loudspeaker. Only after a click or a key: the browser allows no sound before.
    * @param {(report: {state: string, item: string, playedMs: number, share: number,
    *   level: number}) => void} onReport states: started, playing (every 50 ms), ended, stopped;
    *   share: of the item's sound that has arrived
+   * @throws {SoundError} with words for the user; nothing stays open
    */
-  static async open(context, onReport) {
-    await context.audioWorklet.addModule("playback-worklet.js");
+  static async open(onReport) {
+    // Elsewhere an audio context has no worklets.
+    if (!window.isSecureContext) throw new SoundError(UNSAFE + MEANWHILE);
     const player = new Player();
-    player.context = context;
+    try {
+      player.context = new AudioContext({ sampleRate: RATE_HZ, latencyHint: "interactive" });
+      await player.context.audioWorklet.addModule("playback-worklet.js");
+    } catch (error) {
+      player.context?.close();
+      throw new SoundError(`The loudspeaker cannot be opened (${error.message}).${MEANWHILE}`);
+    }
+    const { context } = player;
     player.onReport = onReport;
     player.silenced = new Set(); // items stopped: what still arrives of them is dropped
     player.item = null; // being played or queued last
