@@ -92,14 +92,20 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(
-    args: argparse.Namespace, overrides: Mapping[str, object] | None = None
+    args: argparse.Namespace,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    environment: Mapping[str, object] | None = None,
 ) -> config.Config:
-    """The settings: defaults < ``--config`` < ``--set`` < ``overrides`` (None values are left out).
+    """The settings: defaults < ``--config`` < ``environment`` < ``--set`` < ``overrides``.
+
+    None values of ``environment`` and ``overrides`` (options of the command) are left out.
 
     Raises:
         ConfigError: an unknown key, a wrong type, an unreadable file.
     """
-    values: dict[str, object] = dict(_parse_setting(text) for text in args.set)
+    values = {key: value for key, value in (environment or {}).items() if value is not None}
+    values |= dict(_parse_setting(text) for text in args.set)
     values |= {key: value for key, value in (overrides or {}).items() if value is not None}
     return config.load(args.config, values)
 

@@ -6,9 +6,10 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from omni.cli import COMMANDS, EXIT_INTERRUPTED, add_config_options, read_config
 from omni.config import Config
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from omni_streaming.server import Server
 
     from omni.cli import Subparsers
+    from omni.worker import State
 
 DESCRIPTION = """\
 Talk to Omni in the browser, or from any OpenAI Realtime client (base URL http://HOST:PORT/v1).
 
-Listens on 127.0.0.1 unless a key is set; OMNI_API_KEY in the environment is a key too.
-SIGTERM and Ctrl-C let the answers under way finish; a second one stops at once."""
+Listens on 127.0.0.1 unless a key is set: by --set server.api_key, else by OMNI_API_KEY in the
+environment, else in the settings file.
+SIGTERM and Ctrl-C let the answers under way finish; a second one stops at once. While the models
+load, the first waits until that ends, and a second ends the process as it stands."""
 
 KEY_VARIABLE = "OMNI_API_KEY"
 
@@ -55,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
         {
             "server.host": args.host,
             "server.port": args.port,
-            "server.api_key": os.environ.get(KEY_VARIABLE) or None,
             "model.backbone": args.model,
         },
+        environment={"server.api_key": os.environ.get(KEY_VARIABLE) or None},
     )
     from omni_streaming.access import check_host
     from omni_streaming.listener import bind
@@ -99,7 +103,8 @@ async def serve(server: Server, listening: socket.socket) -> int:
     try:
         await asyncio.wait((serving, loading), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
-            return EXIT_INTERRUPTED  # stopped while loading
+            await _stop_loading(loading)
+            return EXIT_INTERRUPTED
         if (failure := server.worker.failure) is not None:
             listener.stop()
             await serving
@@ -116,6 +121,33 @@ async def serve(server: Server, listening: socket.socket) -> int:
     finally:
         server.worker.stop()
         await loading
+
+
+async def _stop_loading(loading: asyncio.Task[State]) -> None:
+    """Wait until the models are loaded, which nothing can break off in order; a signal ends it."""
+    if loading.done():
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _exit_at_once)
+    print(
+        "Stopping when the models are loaded; Ctrl-C again stops at once.",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        await loading
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _exit_at_once() -> NoReturn:
+    # The loading thread cannot be stopped and an orderly exit would wait for it. Nothing is lost:
+    # no conversation has begun, and files of the store are renamed into place when they are whole.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
 
 
 def start_logging(level: str) -> None:

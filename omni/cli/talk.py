@@ -79,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.output, args.record):
         if path is not None:
             require_writable(path)
-    config = read_config(args)
+    config = read_config(
+        args, environment={"server.api_key": os.environ.get("OMNI_API_KEY") or None}
+    )
     if args.mic:
         from omni_streaming.devices import require_sound
 
@@ -99,7 +101,7 @@ async def _talk(
 ) -> None:
     from omni_streaming.client import Client, ConnectionFailed, ServerError
 
-    api_key = args.api_key or os.environ.get("OMNI_API_KEY") or config.server.api_key or None
+    api_key = args.api_key or config.server.api_key or None
     async with contextlib.AsyncExitStack() as stack:
         if args.start:
             url = await stack.enter_async_context(_own_server(config))

@@ -24,6 +24,8 @@ from omni_streaming.listener import bind
 
 from omni.cli import main
 from omni.cli.talk import ShownText, _answer, read_recording
+from omni.config import ServerConfig
+from omni.errors import ConfigError
 from omni.parts import Parts
 from omni.scripted import Answer, Script, ScriptedAssistant
 from tests.streaming.serving import make_server, serving, serving_on_a_thread, settings
@@ -364,3 +366,73 @@ def test_serve_for_others_without_a_key_is_one_sentence(
     monkeypatch.delenv("OMNI_API_KEY", raising=False)
     assert main(["serve", "--scripted", "--host", "0.0.0.0"]) == 2
     assert "OMNI_API_KEY" in one_sentence(capsys, "serve")
+
+
+def test_the_command_line_sets_the_key_before_the_environment_and_that_before_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "omni.toml"
+    file.write_text('[server]\napi_key = "of the file"\n')
+    in_file = ["--config", str(file)]
+    for set_key, environment, expected in (
+        (["--set", "server.api_key=set"], "environment", "set"),
+        ([], "environment", "environment"),
+        ([], "", "of the file"),
+    ):
+        monkeypatch.setenv("OMNI_API_KEY", environment)
+        with serving_on_a_thread(make_server(settings(api_key=expected), build=scripted)) as url:
+            assert main(["talk", "--text", "Hello", "--url", url, *in_file, *set_key]) == 0
+        seen: list[str] = []
+
+        def remember(config: ServerConfig, seen: list[str] = seen) -> None:
+            seen.append(config.api_key)
+            raise ConfigError("that is enough")
+
+        monkeypatch.setattr("omni_streaming.access.check_host", remember)
+        assert main(["serve", "--scripted", *in_file, *set_key]) == 2
+        assert seen == [expected]
+        monkeypatch.undo()
+
+
+LOADING = """
+import sys, time
+from omni.cli import main, serve
+from omni.scripted import ScriptedAssistant
+from omni_streaming import assembly
+whole = assembly.assemble_scripted
+def slow(config):
+    server = whole(config)
+    build = server.worker._build
+    def load(parts):
+        print("loading", flush=True)
+        time.sleep(SECONDS)
+        return build(parts)
+    server.worker._build = load
+    return server
+assembly.assemble_scripted = slow
+sys.exit(main(["serve", "--scripted", "--port", "0"]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "num_signals"), [("2", 1), ("600", 2)])
+def test_serve_that_loads_says_what_it_waits_for_and_a_second_signal_ends_it(
+    seconds: str, num_signals: int
+) -> None:
+    command = [sys.executable, "-c", LOADING.replace("SECONDS", seconds)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert process.stdout.readline() == "loading\n"
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.readline().endswith(": stopping\n")
+            said = process.stderr.readline()
+            assert said == "Stopping when the models are loaded; Ctrl-C again stops at once.\n"
+            if num_signals == 2:
+                process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
