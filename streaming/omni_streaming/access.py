@@ -37,10 +37,13 @@ MAX_SECRETS_BYTES = 32 * 2**20
 class Secret:
     value: str
     expires_at_s: int
-    session: Mapping[str, Any]
-    """The session object that a connection with this secret starts from."""
-    num_bytes: int
-    """Of the session as JSON."""
+    session_json: str  # as objects it would be ten times as large
+
+    @property
+    def session(self) -> dict[str, Any]:
+        """The session object that a connection with this secret starts from."""
+        session: dict[str, Any] = json.loads(self.session_json)
+        return session
 
 
 class Keys:
@@ -87,13 +90,12 @@ class Keys:
                 f"expires_after.seconds is {seconds}, expected {MIN_SECRET_S}..{MAX_SECRET_S}"
             )
         value = SECRET_PREFIX + secrets.token_hex(16)
-        num_bytes = len(json.dumps(session))
-        secret = Secret(value, int(now_s) + seconds, dict(session), num_bytes)
+        secret = Secret(value, int(now_s) + seconds, json.dumps(session))
         kept = [s for s in self._secrets.values() if now_s < s.expires_at_s]
         kept.sort(key=lambda s: s.expires_at_s, reverse=True)
-        total_bytes = num_bytes + sum(s.num_bytes for s in kept)
+        total_bytes = len(secret.session_json) + sum(len(s.session_json) for s in kept)
         while kept and (len(kept) >= MAX_SECRETS or total_bytes > MAX_SECRETS_BYTES):
-            total_bytes -= kept.pop().num_bytes
+            total_bytes -= len(kept.pop().session_json)
         self._secrets = {s.value: s for s in (*kept, secret)}
         return secret
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tracemalloc
 
 import pytest
 from omni_streaming import access
@@ -63,6 +65,21 @@ def test_secrets_are_bounded_and_the_one_that_expires_first_gives_way(
     assert keys.secret(short.value, 1.0) is None
     assert keys.secret(long.value, 1.0) is not None
     assert keys.secret(new.value, 1.0) is not None
+
+
+def test_a_secret_takes_no_more_memory_than_its_session_has_json() -> None:
+    parameters = {f"p{n}": {"type": "string"} for n in range(60)}
+    session = {"tools": [{"name": f"f{n}", "parameters": dict(parameters)} for n in range(100)]}
+    body = json.dumps(session)
+    keys = Keys("k")
+    tracemalloc.start()
+    issued = [keys.issue(json.loads(body), 600, 0.0).value for _ in range(10)]
+    held_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held_bytes < 1.1 * 10 * len(body)
+    found = keys.secret(issued[0], 0.0)
+    assert found is not None
+    assert found.session == session
 
 
 def test_the_sessions_of_secrets_are_bounded_in_bytes() -> None:
