@@ -333,3 +333,8 @@ def chromium(
         yield Page(driver)
     finally:
         driver.quit()
+
+
+def type_message(page: Page, text: str) -> None:
+    """Write ``text`` on the page and send it."""
+    page.driver.find_element("id", "message").send_keys(text, "\ue007")  # Enter

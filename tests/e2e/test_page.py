@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from page_driver import (
     scripted_server,
     serving,
     speak,
+    type_message,
     write_microphone,
 )
 
@@ -36,21 +36,6 @@ ENTER, ESCAPE, TAB, ALT = "\ue007", "\ue00c", "\ue004", "\ue00a"
 @pytest.fixture(autouse=True)
 def browser_or_skip() -> None:
     require_browser()
-
-
-@pytest.fixture(scope="module")
-def typing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
-    """A browser without any microphone, and a server that repeats what was said."""
-    require_browser()
-    with (
-        serving(scripted_server(Script())) as url,
-        chromium(tmp_path_factory.mktemp("profile")) as page,
-    ):
-        yield page, url
-
-
-def type_message(page: Page, text: str) -> None:
-    page.driver.find_element("id", "message").send_keys(text, ENTER)
 
 
 def test_spoken_question_is_shown_answered_and_heard_to_the_last_sample(tmp_path: Path) -> None:
@@ -441,158 +426,6 @@ def test_failed_answer_is_said_aloud_or_shown(typing: tuple[Page, str]) -> None:
         assert failure in page.text("#notice-text"), "it is not taken away when all is ready again"
         assert [turn["text"] for turn in page.turns if turn["role"] == "user"] == ["hello"]
         assert page.js("return watched.errors") == []
-
-
-CONTRASTS = """
-const parse = (css) => css.match(/[\\d.]+/g).map(Number);
-const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
-const rgb = (css) => {
-  canvas.clearRect(0, 0, 1, 1);
-  canvas.fillStyle = css;
-  canvas.fillRect(0, 0, 1, 1);
-  return [...canvas.getImageData(0, 0, 1, 1).data];
-};
-const luminance = ([r, g, b]) => {
-  const [x, y, z] = [r, g, b].map((v) => {
-    const c = v / 255;
-    return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-  });
-  return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-};
-const backdrop = (element) => {
-  for (let at = element; at; at = at.parentElement) {
-    const colour = rgb(getComputedStyle(at).backgroundColor);
-    if (colour[3] === 255) return colour;
-  }
-  return rgb("white");
-};
-const found = {};
-for (const element of document.querySelectorAll("p, h1, h2, button, input, label, kbd, .unheard")) {
-  if (!element.checkVisibility() || !(element.innerText || element.placeholder)) continue;
-  const style = getComputedStyle(element);
-  const pair = [luminance(rgb(style.color)), luminance(backdrop(element))].sort((a, b) => b - a);
-  const name = `${element.tagName}#${element.id}.${element.className}`;
-  found[name] = (pair[0] + 0.05) / (pair[1] + 0.05);
-}
-return found;
-"""
-
-
-def test_text_meets_wcag_aa_contrast_in_light_and_dark(typing: tuple[Page, str]) -> None:
-    page, url = typing
-    page.open(url)
-    type_message(page, LONG_ANSWER)
-    page.wait(lambda p: p.phase == "speaking" and p.events("omni.output_audio.played"))
-    page.click("stop")
-    page.wait(lambda p: p.text(".unheard"))
-    page.click("talk")  # no microphone here: a notice
-    page.wait(lambda p: p.text("#notice"))
-    backgrounds = set()
-    for _ in range(2):
-        page.click("theme")
-        page.wait(
-            lambda p: p.js("return document.getAnimations().every((a) => !a.transitionProperty)")
-        )
-        contrasts = page.js(CONTRASTS)
-        assert len(contrasts) >= 14
-        assert {name: ratio for name, ratio in contrasts.items() if ratio < 4.5} == {}
-        backgrounds.add(page.js("return getComputedStyle(document.body).backgroundColor"))
-    assert len(backgrounds) == 2
-
-
-def test_every_control_has_a_name_and_the_transcript_is_a_log(typing: tuple[Page, str]) -> None:
-    page, url = typing
-    page.open(url)
-    page.driver.execute_cdp_cmd("Accessibility.enable", {})
-    nodes = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    roles = [(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes if "role" in n]
-    controls = [(role, name) for role, name in roles if role in {"button", "textbox"}]
-    assert len(controls) == 6
-    assert all(name for _, name in controls), controls
-    assert ("log", "Transcript") in roles
-    assert ("main", "") in roles
-    assert any(role == "status" for role, _ in roles)
-
-
-RENDER = """
-const [rate, seconds, code, done] = arguments;
-(async () => {
-  const context = new OfflineAudioContext(1, rate * seconds, rate);
-  await new Function("context", `return (async () => {${code}})()`)(context).then(done);
-})();
-"""
-
-
-def offline(page: Page, rate_hz: int, seconds: float, code: str) -> list[float]:
-    """Run ``code`` on an offline audio context in the page; it returns samples."""
-    samples: list[float] = page.driver.execute_async_script(RENDER, rate_hz, seconds, code)
-    return samples
-
-
-CAPTURE_TONE = """
-await context.audioWorklet.addModule("capture-worklet.js");
-const tone = new OscillatorNode(context, {frequency: %s});
-const node = new AudioWorkletNode(context, "capture", {numberOfOutputs: 1});
-const samples = [];
-node.port.onmessage = ({data}) => samples.push(...new Int16Array(data.pcm));
-tone.connect(node).connect(context.destination);
-tone.start();
-await context.startRendering();
-await new Promise((resolve) => setTimeout(resolve, 100));  // the last messages
-return samples.map((sample) => sample / 32767);
-"""
-
-
-@pytest.mark.parametrize("rate_hz", [24_000, 44_100, 48_000])
-def test_microphone_of_any_rate_becomes_24_khz_without_aliases(
-    typing: tuple[Page, str], rate_hz: int
-) -> None:
-    page, url = typing
-    page.open(url)
-    tone = np.array(offline(page, rate_hz, 1, CAPTURE_TONE % 1000))
-    assert len(tone) == pytest.approx(24_000, abs=600)
-    middle = tone[4800:19_200]
-    spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle))))
-    assert np.argmax(spectrum) * 24_000 / len(middle) == pytest.approx(1000, abs=2)
-    assert np.sqrt(np.mean(middle**2)) == pytest.approx(np.sqrt(0.5), rel=0.02)
-    if rate_hz > 24_000:  # above half of 24 kHz: must vanish, not fold back
-        folded = np.array(offline(page, rate_hz, 1, CAPTURE_TONE % 16_000))[4800:19_200]
-        assert np.sqrt(np.mean(folded**2)) < 0.005
-
-
-PLAY_PIECES = """
-await context.audioWorklet.addModule("playback-worklet.js");
-const options = {numberOfInputs: 0, outputChannelCount: [1]};
-const node = new AudioWorkletNode(context, "playback", options);
-const reports = [];
-node.port.onmessage = ({data}) => reports.push(data);
-let from = 0;
-for (const length of [1, 127, 128, 129, 1000, 7, 4000]) {
-  const samples = Float32Array.from({length}, (_, index) => (from + index + 1) / 10000);
-  node.port.postMessage({type: "push", item: "a", samples}, [samples.buffer]);
-  from += length;
-}
-node.port.postMessage({type: "end", item: "a"});
-node.connect(context.destination);
-await new Promise((resolve) => setTimeout(resolve, 100));  // let the messages arrive
-const rendered = (await context.startRendering()).getChannelData(0);
-await new Promise((resolve) => setTimeout(resolve, 100));
-return [...rendered, ...reports.map(({samples}) => samples)];
-"""
-
-
-def test_pieces_of_speech_are_played_without_a_gap_and_counted_exactly(
-    typing: tuple[Page, str],
-) -> None:
-    page, url = typing
-    page.open(url)
-    result = offline(page, 24_000, 1, PLAY_PIECES)
-    rendered, reports = np.array(result[:24_000]), result[24_000:]
-    num_samples = 1 + 127 + 128 + 129 + 1000 + 7 + 4000
-    expected = np.arange(1, num_samples + 1) / 10_000
-    np.testing.assert_allclose(rendered[:num_samples], expected, atol=1e-6)
-    assert not rendered[num_samples:].any()
-    assert reports == [0, 1200, 2400, 3600, 4800, num_samples]
 
 
 def test_page_needs_nothing_from_elsewhere() -> None:
