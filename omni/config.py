@@ -194,5 +194,11 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{name} is {value!r}, expected {kind.__name__}")
+        is_secret = name == "server.api_key"
+        shown = "not a text" if is_secret else repr(value)
+        wanted = {int: "a whole number", float: "a number"}.get(kind)
+        if wanted is None:
+            sample = value if isinstance(value, int | float) and not is_secret else 12345
+            wanted = f"a text in quotes, for example --set '{name}=\"{sample}\"'"
+        raise ConfigError(f"{name} is {shown}, expected {wanted}")
     return value

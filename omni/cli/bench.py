@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,8 @@ hybrid        the Gated DeltaNet backbone at Qwen3.5-0.8B's shapes with random w
               growth with context, listening as prefill, speed beside llama.cpp and transformers
 kernels       the C++ operations beside torch, as a share of read bandwidth
 
-All but the first need the extra `bench`, the last two a source checkout. Ratios are taken side by
-side in one run; close other programs. The last line is JSON."""
+All need the extra `bench`, except kernels; hearing and kernels need a source checkout, too. Ratios
+are taken side by side in one run; close other programs. The last line is JSON."""
 
 BENCHMARKS = ("conversation", "backbone", "hybrid", "hearing", "kernels")
 SCENARIOS = ("questions", "crowd", "pauses", "barge_in", "bystanders")
@@ -41,6 +43,14 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "kernels": (("kernels/bench.py",),),
 }
 """Benchmarks that run in a process of their own and end with one line of JSON."""
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "conversation": ("matplotlib",),
+    "backbone": ("transformers", "xllamacpp"),
+    "hybrid": ("transformers", "xllamacpp", "matplotlib"),
+    "hearing": ("faster_whisper", "jiwer", "transformers"),
+    "kernels": (),
+}
+"""What each imports from the extra `bench`, some of it after minutes of measuring."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -64,14 +74,52 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure; see ``omni bench --help``."""
     config = read_config(args)
-    if unknown := [name for name in args.names if name not in BENCHMARKS]:
-        raise OmniError(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
-    for name in args.names or BENCHMARKS:
+    names = chosen(args.names)
+    for name in names:
+        _require(name, args.only)
+    if args.only is None or names != ("conversation",):
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OmniError(f"cannot write to {args.out}: {error.strerror}") from error
+        print(f"Results go to {args.out.resolve()}.", flush=True)
+    for name in names:
         if name == "conversation":
             _conversation(config, args)
         else:
             _script(name, args.out)
     return 0
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """The benchmarks that ``names`` mean; none, or `all` among them, is every one.
+
+    Raises:
+        OmniError: there is no such benchmark.
+    """
+    if unknown := [name for name in names if name not in (*BENCHMARKS, "all")]:
+        raise OmniError(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}, all")
+    return BENCHMARKS if not names or "all" in names else tuple(names)
+
+
+def _require(name: str, only: str | None) -> None:
+    """Refuse before anything is measured what could not be finished."""
+    needed = () if name == "conversation" and only is not None else PACKAGES[name]
+    if missing := [package for package in needed if not _is_installed(package)]:
+        raise OmniError(
+            f"{name} needs the extra: pip install -e '.[bench]' "
+            f"({', '.join(missing)} is not installed)"
+        )
+    scripts = [arguments[0] for arguments in SCRIPTS.get(name, ())]
+    if any(script.endswith(".py") and not Path(script).is_file() for script in scripts):
+        raise OmniError(f"{name} needs a source checkout: run it in that folder")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # imported already, without a spec, or blocked
+        return sys.modules.get(package) is not None
 
 
 def _script(name: str, out: Path) -> None:
@@ -80,14 +128,13 @@ def _script(name: str, out: Path) -> None:
     results: list[dict[str, Any]] = []
     for arguments in SCRIPTS[name]:
         lines: list[str] = []
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line)
-        process.wait()
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line)
         if not lines or not lines[-1].startswith("{"):  # 1 with a result: a target was missed
             raise OmniError(f"the benchmark {' '.join(arguments)} ended with {process.returncode}")
         results.append(json.loads(lines[-1]))

@@ -90,7 +90,10 @@ def _check(args: argparse.Namespace) -> None:
         ("--top-p", args.top_p, 1e-6, 1.0),
     ):
         if not low <= value <= high:
-            raise InputError(f"{name} is {value}, expected {low:g} to {high:g}")
+            shown = f"{low} to {high}" if isinstance(high, int) else f"{low:g} to {high:g}"
+            raise InputError(f"{name} is {value}, expected {shown}")
+    if args.question and not " ".join(args.question).strip():
+        raise InputError("the question is empty: give it words, or leave it out to chat")
 
 
 def _open(config: Config, args: argparse.Namespace) -> TextChat:
@@ -105,6 +108,8 @@ def _open(config: Config, args: argparse.Namespace) -> TextChat:
     path = store.find(config.model.backbone, root, role="backbone")
     adapter = store.find(config.model.adapter, root) if config.model.adapter else None
     threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
+    if sys.stderr.isatty():
+        print(f"Loading {config.model.backbone}...", file=sys.stderr, flush=True)
     model = load(path, home=root, progress=show_progress, adapter=adapter)
     params = SamplingParams(
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tokens=args.max_tokens
@@ -141,10 +146,21 @@ def _print_answer(chat: TextChat, question: str, with_stats: bool) -> bool:
         answer.close()  # type: ignore[attr-defined]  # a generator: ends the answer
     print()
     if chat.stats.end in ("length", "context", "capacity"):
-        print("[cut: the longest answer is --max-tokens]", file=sys.stderr)
+        words = why_cut(chat.stats.end, chat.stats.output_tokens, chat.params.max_tokens)
+        print(f"[{words}]", file=sys.stderr)
     if with_stats:
         _print_stats(chat)
     return True
+
+
+def why_cut(end: str, num_tokens: int, max_tokens: int) -> str:
+    """What ended an answer of ``num_tokens`` before its time: length, context or capacity."""
+    why = {
+        "length": f"--max-tokens {max_tokens} allows no more",
+        "context": "the conversation is the longest that the model follows; start a new one",
+        "capacity": "the memory for conversations is full; engine.num_pages sets it",
+    }[end]
+    return f"cut after {num_tokens} tokens: {why}"
 
 
 def _print_stats(chat: TextChat) -> None:

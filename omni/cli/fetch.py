@@ -59,12 +59,16 @@ def run(args: argparse.Namespace) -> int:
         if not args.names and not args.all:
             names = tuple(model.name for model in manifest if _is_here(model, home))
         verify(names, home, manifest)
-    code = fetch(names, home, manifest) if names or not hub else 0
-    return code or fetch_from_hub(hub, home)
+    again = " ".join(["omni fetch", *(["--all"] if args.all else []), *args.names])
+    code = fetch(names, home, manifest, again) if names or not hub else 0
+    return code or fetch_from_hub(hub, home, again)
 
 
-def fetch_from_hub(models: dict[str, store.HubModel], home: Path) -> int:
-    """Bring ``models`` of the hub into the store; returns the exit code."""
+def fetch_from_hub(models: dict[str, store.HubModel], home: Path, again: str) -> int:
+    """Bring ``models`` of the hub into the store; returns the exit code.
+
+    ``again`` is the command that continues it when it is stopped.
+    """
     for name, model in models.items():
         if not model.is_present(home):
             from omni.cli.bars import Bars
@@ -73,14 +77,17 @@ def fetch_from_hub(models: dict[str, store.HubModel], home: Path) -> int:
                 with Bars() as bars:
                     store.fetch_from_hub(model, home, bars)
             except KeyboardInterrupt:
-                print("\nStopped. `omni fetch` continues where it was.", file=sys.stderr)
+                print(f"\nStopped. `{again}` continues where it was.", file=sys.stderr)
                 return EXIT_INTERRUPTED
         print(f"In the model store: {name}.")
     return 0
 
 
-def fetch(names: tuple[str, ...], home: Path, manifest: store.Manifest) -> int:
-    """Bring ``names`` into the store with a progress bar each; returns the exit code."""
+def fetch(names: tuple[str, ...], home: Path, manifest: store.Manifest, again: str) -> int:
+    """Bring ``names`` into the store with a progress bar each; returns the exit code.
+
+    ``again`` is the command that continues it when it is stopped.
+    """
     missing = [name for name in names if not store.is_present(name, home, manifest)]
     if not missing:
         print(f"In the model store: {', '.join(names) or 'nothing'}.")
@@ -91,7 +98,7 @@ def fetch(names: tuple[str, ...], home: Path, manifest: store.Manifest) -> int:
         with Bars() as bars:
             store.ensure(missing, home, bars, manifest)
     except KeyboardInterrupt:
-        print("\nStopped. `omni fetch` continues where it was.", file=sys.stderr)
+        print(f"\nStopped. `{again}` continues where it was.", file=sys.stderr)
         return EXIT_INTERRUPTED
     print(f"Fetched and verified: {', '.join(missing)}.")
     return 0

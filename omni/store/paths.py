@@ -78,6 +78,11 @@ def find(
         return path(manifest.get(name_or_path, role).name, home, manifest)
     own = Path(name_or_path).expanduser()
     if own.exists():
+        if role == "backbone" and own.is_dir() and not _may_hold_a_model(own):
+            raise ModelError(
+                f"{own} holds no model: a model's folder has config.json with *.safetensors, "
+                "or one *.gguf"
+            )
         return own
     on_hub = HubModel.of(name_or_path)
     if on_hub is not None and on_hub.is_present(home):
@@ -91,6 +96,10 @@ def find(
         raise ModelError(f"there is no file or folder {own}")
     known = manifest.get(name_or_path, role)  # raises, naming the nearest model
     return path(known.name, home, manifest)
+
+
+def _may_hold_a_model(folder: Path) -> bool:
+    return (folder / "config.json").exists() or any(folder.glob("*.gguf"))
 
 
 def read_chunks(file: Path, num_bytes: int | None = None) -> Iterator[bytes]:

@@ -203,3 +203,24 @@ def test_rows_of_progress_are_one_line_each_on_80_columns() -> None:
     assert max(map(len, rows)) <= 80
     assert {row.split()[0] for row in rows} == set(names), rows
     assert any(row.startswith(names[0]) and row.endswith(doing) for row in rows), rows
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [[], ["whisper-base", "smollm2-135m"], ["--all"], ["org/name"], ["whisper-base", "o/n"]],
+)
+def test_a_stopped_fetch_says_how_to_go_on_with_what_was_asked_for(
+    asked: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("OMNI_HOME", str(tmp_path))
+    monkeypatch.setattr(store, "ensure", stop)
+    monkeypatch.setattr(store, "fetch_from_hub", stop)
+    assert main(["fetch", *asked]) == cli.EXIT_INTERRUPTED
+    again = " ".join(["omni fetch", *asked])
+    assert capsys.readouterr().err.endswith(f"Stopped. `{again}` continues where it was.\n")

@@ -119,7 +119,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
     ("options", "expected"),
     [
         (["--temperature", "9"], "--temperature is 9.0, expected 0 to 2"),
-        (["--max-tokens", "0"], "--max-tokens is 0"),
+        (["--max-tokens", "0"], "--max-tokens is 0, expected 1 to 1048576"),
         (["--model", "/no/such/folder"], "there is no file or folder"),
     ],
 )
@@ -135,4 +135,33 @@ def test_a_folder_without_a_model_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["chat", "--model", str(tmp_path), "Hi"]) == EXIT_FAILED
-    assert "config.json" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path} holds no model" in line
+    assert "config.json with *.safetensors, or one *.gguf" in line
+
+
+def test_an_empty_question_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", " "]) == EXIT_FAILED
+    assert "the question is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        ("length", "cut after 5 tokens: --max-tokens 24"),
+        ("context", "longest that the model follows"),
+        ("capacity", "engine.num_pages"),
+    ],
+)
+def test_a_cut_answer_says_what_cut_it(end: str, says: str) -> None:
+    assert says in chat.why_cut(end, 5, 24)
+
+
+def test_the_number_of_a_cut_answer_is_said_and_loading_is_shown_to_a_person(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["chat", "--model", MODEL, "--max-tokens", "3", "Count to ten"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"Loading {MODEL}...")
+    assert "[cut after 3 tokens: --max-tokens 3 allows no more]" in said

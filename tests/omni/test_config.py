@@ -52,3 +52,28 @@ def test_every_number_has_a_range_and_its_default_is_in_it() -> None:
     numbers = {k: v for k, v in found.items() if isinstance(v, int | float)}
     assert numbers.keys() == RANGES.keys()
     assert all(RANGES[k][0] <= v <= RANGES[k][1] for k, v in numbers.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("server.port", "x", "server.port is 'x', expected a whole number"),
+        ("server.port", True, "server.port is True, expected a whole number"),
+        ("turns.threshold", "x", "turns.threshold is 'x', expected a number"),
+        (
+            "model.voice",
+            7,
+            "model.voice is 7, expected a text in quotes, for example --set 'model.voice=\"7\"'",
+        ),
+        (
+            "server.api_key",
+            98765,
+            "server.api_key is not a text, expected a text in quotes, "
+            "for example --set 'server.api_key=\"12345\"'",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_words(key: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, {key: value})
+    assert str(caught.value) == says

@@ -89,6 +89,7 @@ def test_a_model_of_another_role_is_refused_with_those_of_the_role(tmp_path: Pat
 
 @pytest.mark.parametrize("part", ["backbone", "recogniser", "end_of_turn"])
 def test_settings_take_models_of_their_own_role_only(part: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")  # else it is no backbone of one's own
     from omni.assistant import embedded
     from omni.parts import ThreadParts
 

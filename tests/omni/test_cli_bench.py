@@ -1,0 +1,54 @@
+"""`omni bench` refuses in one sentence what it could not finish, before it measures anything."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from omni.cli import bench, main
+
+
+def test_a_benchmark_without_its_packages_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("conversation", "hybrid"):
+        assert main(["bench", name, "--out", str(tmp_path / "new")]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == (
+            f"omni bench: {name} needs the extra: pip install -e '.[bench]' "
+            "(matplotlib is not installed)"
+        )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["hearing", "kernels"])
+def test_a_benchmark_of_the_source_says_where_to_run_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(bench.PACKAGES, name, ())
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", name]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"omni bench: {name} needs a source checkout: run it in that folder"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [[], ["all"], ["kernels", "all"]])
+def test_all_means_every_benchmark(names: list[str]) -> None:
+    assert bench.chosen(names) == bench.BENCHMARKS
+
+
+def test_the_folder_of_the_results_is_made_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a" / "b"
+    monkeypatch.setitem(bench.SCRIPTS, "kernels", (("-c", "print('{}')"),))
+    assert main(["bench", "kernels", "--out", str(out)]) == 0
+    assert (out / "kernels.json").is_file()
+    assert f"Results go to {out}." in capsys.readouterr().out.splitlines()[0]
+    (out / "file").write_text("")
+    assert main(["bench", "kernels", "--out", str(out / "file")]) == 1
+    assert capsys.readouterr().err.startswith("omni bench: cannot write to ")
