@@ -246,7 +246,7 @@ def examine_port(host: str, port: int) -> Iterator[Finding]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        if _is_omni(host, port):
+        if is_omni(host, port):
             yield Finding("ok", f"{where}: Omni is being served there")
         else:
             yield Finding(
@@ -258,7 +258,8 @@ def examine_port(host: str, port: int) -> Iterator[Finding]:
         yield Finding("ok", f"{where} is free")
 
 
-def _is_omni(host: str, port: int) -> bool:
+def is_omni(host: str, port: int) -> bool:
+    """Whether a server of Omni that is ready answers there; asks for at most 2 s."""
     address = f"[{host}]" if ":" in host else host
     try:
         with urllib.request.urlopen(f"http://{address}:{port}/healthz", timeout=2) as answer:

@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from omni.cli import COMMANDS, EXIT_INTERRUPTED, add_config_options, read_config
-from omni.config import Config
-from omni.errors import OmniError
+from omni.config import PORTS, Config
+from omni.errors import ConfigError, OmniError
 
 if TYPE_CHECKING:
     import socket
@@ -67,7 +67,18 @@ def run(args: argparse.Namespace) -> int:
     from omni_streaming.listener import bind
 
     check_host(config.server)
-    listening = bind(config.server.host, config.server.port)  # before anything slow
+    try:
+        listening = bind(config.server.host, config.server.port)  # before anything slow
+    except ConfigError as error:
+        from omni.cli.doctor import is_omni
+
+        host, port = config.server.host, config.server.port
+        if port not in PORTS or not is_omni(host, port):
+            raise
+        raise ConfigError(
+            f"Omni is being served on port {port} of {host} already: talk to it there, or choose "
+            "another port with --port"
+        ) from error
     start_logging(config.log_level)
     server = make_server(config, scripted=args.scripted)
     try:

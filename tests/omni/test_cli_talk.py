@@ -350,6 +350,14 @@ def test_serve_on_a_port_in_use_is_one_sentence(capsys: pytest.CaptureFixture[st
     assert f"port {port} on 127.0.0.1 is in use" in one_sentence(capsys, "serve")
 
 
+def test_serve_beside_another_omni_is_one_sentence(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = url.rpartition(":")[2]
+    assert main(["serve", "--scripted", "--port", port]) == 2
+    assert f"Omni is being served on port {port}" in one_sentence(capsys, "serve")
+
+
 @pytest.mark.parametrize("port", ["99999", "-1"])
 def test_serve_on_what_is_not_a_port_is_one_sentence(
     port: str, capsys: pytest.CaptureFixture[str]
