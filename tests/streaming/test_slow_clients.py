@@ -120,13 +120,17 @@ async def test_a_closed_session_whose_last_words_are_not_read_is_given_up(
     async with serving(impatient) as running, socket(running, ping_interval=None) as client:
         client.connection.transport.pause_reading()
         await client.ask("talk 100000")
-        while not running.chatter.paused:  # until the socket's buffers and the queue are full
+        (ours,) = running.listener.server_state.connections
+        while not ours.transport.get_write_buffer_size():  # the system's buffers are full
             await asyncio.sleep(0.01)
         # Says goodbye, but neither reads nor hangs up.
         client.connection.protocol.send_close(1000)
         client.connection.transport.write(b"".join(client.connection.protocol.data_to_send()))
+        await running.until_empty()
+        assert ours.transport.is_closing()
+        assert ours.transport.get_write_buffer_size(), "the session is over, its last words wait"
         await until_dropped(running)
-        assert running.server.num_sessions == 0
+        assert ours.is_aborted
         client.connection.transport.abort()
 
 
