@@ -109,6 +109,8 @@ async def serve(server: Server, listening: socket.socket) -> int:
     )
     began_s = time.monotonic()
     serving = asyncio.create_task(listener.run_until_stopped())
+    while not listener.started and not serving.done():  # from then on it takes the signals
+        await asyncio.sleep(0)
     server.worker.start()
     loading = asyncio.create_task(asyncio.to_thread(server.worker.wait))
     try:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import wave
 from collections.abc import Iterator
 from functools import partial
@@ -422,7 +423,7 @@ sys.exit(main(["serve", "--scripted", "--port", "0"]))
 """
 
 
-@pytest.mark.parametrize(("seconds", "num_signals"), [("2", 1), ("600", 2)])
+@pytest.mark.parametrize(("seconds", "num_signals"), [("5", 1), ("600", 2)])
 def test_serve_that_loads_says_what_it_waits_for_and_a_second_signal_ends_it(
     seconds: str, num_signals: int
 ) -> None:
@@ -432,6 +433,8 @@ def test_serve_that_loads_says_what_it_waits_for_and_a_second_signal_ends_it(
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
         try:
             assert process.stdout.readline() == "loading\n"
             process.send_signal(signal.SIGINT)
@@ -443,4 +446,5 @@ def test_serve_that_loads_says_what_it_waits_for_and_a_second_signal_ends_it(
             assert process.wait(30) == 130
             assert "Traceback" not in process.stderr.read()
         finally:
+            watchdog.cancel()
             process.kill()
