@@ -30,7 +30,7 @@ def machine() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "kernels": library.backend(),
         "commit": _git("rev-parse", "--short", "HEAD")
-        + ("+" if _git("status", "-s", "-uno") else ""),
+        + ("+" if _git("status", "-s", "-uno", "--", ".", ":!docs") else ""),  # "+": changed code
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
