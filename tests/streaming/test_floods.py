@@ -108,7 +108,8 @@ async def test_a_message_in_many_fragments_is_taken() -> None:
         client.connection.transport.write(
             frame(OP_TEXT, fin=False) + fragments + frame(OP_PING) + frame(OP_CONT)
         )
-        await client.until("session.updated")
+        updated = await client.until("session.updated")
+        assert updated["session"]["type"] == "realtime"
 
 
 async def test_a_client_that_pings_and_does_not_read_is_dropped() -> None:
