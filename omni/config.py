@@ -28,6 +28,7 @@ HOSTED_ALIASES = ("gpt-realtime*", "gpt-4o-*", "gpt-audio*", "whisper-1")
 class ModelConfig:
     backbone: str = "qwen2.5-coder-0.5b"  # a name of `omni fetch --list` or the hub, or a path
     adapter: str = ""  # folder of a LoRA adapter, or its name on the hub, merged into the backbone
+    thinking: bool = False  # the backbone thinks before it answers; no thought is ever spoken
     recogniser: str = "whisper-base"  # a name of `omni fetch --list`, or a folder
     end_of_turn: str = "smart-turn-v3"
     speech: str = "hibari"  # hibari or kokoro-82m
@@ -196,7 +197,7 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         is_secret = name == "server.api_key"
         shown = "not a text" if is_secret else repr(value)
-        wanted = {int: "a whole number", float: "a number"}.get(kind)
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind)
         if wanted is None:
             sample = value if isinstance(value, int | float) and not is_secret else 12345
             wanted = f"a text in quotes, for example --set '{name}=\"{sample}\"'"

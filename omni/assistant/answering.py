@@ -15,6 +15,7 @@ from omni.assistant.context import ANSWER_RESERVE_TOKENS, sentence_ends
 from omni.assistant.listening import Turn
 from omni.assistant.response import APOLOGY, Response, Voice, tool_opening, wrong_language
 from omni.assistant.session import Session, asked_in, turn_ids
+from omni.assistant.thoughts import is_opened_by
 from omni.engine.engine import Engine, Priority, SamplingParams, TokenOutput
 from omni.errors import CapacityError, OmniError
 from omni.models import LoadedModel
@@ -184,11 +185,12 @@ class Answering:
             conversation = replace(conversation, tools=())
         reserve = min(response.config.max_output_tokens, ANSWER_RESERVE_TOKENS)
         tokens = session.context.render(conversation, session.texts, reserve_tokens=reserve)
-        tokens += session.context.answer_header(conversation)
+        begun: list[int] = []
         opening = ""
         if conversation.tools:
             begun, opening = tool_opening(response.config.tool_choice, self._model.template)
-            tokens += begun
+        header = session.context.answer_header(conversation, thinking=not begun)
+        tokens += header + begun
         if response.owns_session:
             priority = Priority.RESPONDING
         else:
@@ -207,6 +209,7 @@ class Answering:
             tokenizer=self._model.tokenizer,
             tools=conversation.tools,
             opening=opening,
+            is_thinking=is_opened_by(header, self._model.tokenizer),
             on_spoken=lambda: self._finish_when_spoken(session, response),
             on_failed=lambda error: self._fail(session, response, error),
             usage=Usage(input_text_tokens=len(tokens), cached_tokens=cached),
@@ -271,6 +274,9 @@ class Answering:
                     self._start(session, response)
                 except OmniError as error:
                     self._fail(session, response, error)
+            elif response.is_cut_in_thought:
+                reason = response.done_reason
+                response.close_with(APOLOGY, lambda: self._end(session, response, reason))
             elif response.is_empty:
                 self._fail(session, response, OmniError("the model gave no answer"))
             else:

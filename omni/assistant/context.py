@@ -120,12 +120,16 @@ class Context:
         """A user turn as far as ``text``, without the punctuation that a recogniser adds."""
         return self.listening(text.rstrip(" .?!,;:…-"))
 
-    def answer_header(self, conversation: Conversation) -> list[int]:
-        """Tokens that have an answer to ``conversation`` generated."""
+    def answer_header(self, conversation: Conversation, *, thinking: bool = True) -> list[int]:
+        """Tokens that have an answer to ``conversation`` generated.
+
+        It begins with a thought if the template has one, unless ``thinking`` is False.
+        """
         messages = conversation.messages
         after_results = messages and messages[-1].role == "tool"
         nudge = self._template.after_results() if after_results else []
-        return nudge + self._template.assistant_header()
+        template = self._template
+        return nudge + (template.assistant_header() if thinking else template.answered_header())
 
     def num_system_tokens(self, conversation: Conversation) -> int:
         """Tokens of instructions and tools: what sessions that are set up alike have in common."""
@@ -162,7 +166,7 @@ class Context:
         ids = generated.token_ids[:count]
         rest = part.text[generated.ends[count - 1] if count else 0 :]
         return (
-            self._template.assistant_header()
+            self._template.answered_header()
             + ids
             + (self._tokenizer.encode(rest) if rest else [])
             + self._template.assistant_end()

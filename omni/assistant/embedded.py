@@ -36,7 +36,13 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
     recogniser_folder = store.find(config.model.recogniser, root, role="recogniser")
     end_of_turn = store.find(config.model.end_of_turn, root, role="end of turn")
     sizes = threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
-    model = load(backbone, home=root, progress=progress, adapter=adapter)
+    model = load(
+        backbone,
+        home=root,
+        progress=progress,
+        adapter=adapter,
+        thinking=config.model.thinking,
+    )
     engine = Engine(model.backbone, config.engine, max_owners=config.server.max_sessions)
     recogniser = Recogniser(recogniser_folder, threads=sizes.parts)
     hearing = Hearing(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from omni.assistant.priorities import PartPriority
+from omni.assistant.thoughts import Thought
 from omni.errors import CancelledError, OmniError
 from omni.models.tokenizer import StreamDecoder
 from omni.models.tool_calls import FunctionCall, ToolCallParser
@@ -136,6 +137,11 @@ class Response:
         return self.is_empty and bool(self._parser.refused)
 
     @property
+    def is_cut_in_thought(self) -> bool:
+        """Whether the limit of tokens came before the end of its thought: nothing went wrong."""
+        return self._thought.is_open and self.done_reason == "max_output_tokens"
+
+    @property
     def is_empty(self) -> bool:
         return not self._num_chars and not self._num_calls
 
@@ -146,17 +152,20 @@ class Response:
         tokenizer: Tokenizer,
         tools: tuple[ToolSpec, ...],
         opening: str,
+        is_thinking: bool,
         on_spoken: Callable[[], None],
         on_failed: Callable[[BaseException], None],
         usage: Usage,
     ) -> None:
         """Set up what turns tokens into text and sound; called when decoding begins.
 
-        ``opening`` is the beginning of the answer that was chosen for the model.
+        ``opening`` is the beginning of the answer that was chosen for the model; with
+        ``is_thinking`` the answer comes after a thought, which nobody gets to know.
         """
         self._generation_done = self._flushed = False
         self._generated = generated
         self._decoder = StreamDecoder(tokenizer, special=bool(tools))
+        self._thought = Thought(tokenizer, is_open=is_thinking)
         self._parser = ToolCallParser(tools)
         self._on_spoken = on_spoken
         self._on_failed = on_failed
@@ -179,7 +188,9 @@ class Response:
         """One generated token."""
         self._num_tokens += 1
         self._report()
-        text = self._decoder.push(token_id)
+        text = self._thought.push(token_id, self._decoder.push(token_id))
+        if text is None:
+            return
         self._generated.append(token_id, text)
         self._text(*self._parser.push(text))
 
@@ -190,7 +201,7 @@ class Response:
         if is_cut:
             self.done_reason = "max_output_tokens"
         tail = self._decoder.flush()
-        visible, calls = self._parser.push(tail)
+        visible, calls = self._parser.push("" if self._thought.is_open else tail)
         self._text(visible, calls)
         if not is_cut:  # flushing could close a tool call that was cut off
             self._text(*self._parser.flush())

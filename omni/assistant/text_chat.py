@@ -7,10 +7,11 @@ an answer that is stopped stays as far as it was given out, one that is taken ba
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from omni.assistant.context import Context
+from omni.assistant.thoughts import Thought, is_opened_by
 from omni.config import EngineConfig
 from omni.engine.engine import Engine, Priority, SamplingParams
 from omni.errors import CapacityError, OmniError
@@ -21,7 +22,7 @@ from omni.types import Conversation, Message, TextPart
 
 @dataclass(slots=True)
 class AnswerStats:
-    """What one answer cost. ``first_token_s`` counts from the question."""
+    """What one answer cost, its thought included. ``first_token_s`` counts from the question."""
 
     input_tokens: int = 0
     cached_tokens: int = 0
@@ -29,6 +30,8 @@ class AnswerStats:
     first_token_s: float = 0.0
     total_s: float = 0.0
     end: str = "cancelled"
+    is_thinking: bool = False
+    """It ended within its thought."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -39,7 +42,10 @@ class AnswerStats:
 
 @dataclass(slots=True)
 class TextChat:
-    """Asks and answers in writing; ``conversation`` is the truth, the sequence follows it."""
+    """Asks and answers in writing; ``conversation`` is the truth, the sequence follows it.
+
+    ``on_thought`` is given what the model thinks, in pieces; no thought is part of an answer.
+    """
 
     model: LoadedModel
     engine: Engine
@@ -47,6 +53,7 @@ class TextChat:
     conversation: Conversation
     params: SamplingParams
     stats: AnswerStats = field(default_factory=AnswerStats)
+    on_thought: Callable[[str], None] | None = None
     _sequence: int | None = None
     _num_answers: int = 0
 
@@ -88,7 +95,9 @@ class TextChat:
 
     def _start(self) -> int:
         tokens = self.context.render(self.conversation, {}, reserve_tokens=self.params.max_tokens)
-        tokens += self.context.answer_header(self.conversation)
+        header = self.context.answer_header(self.conversation)
+        tokens += header
+        self.stats.is_thinking = is_opened_by(header, self.model.tokenizer)
         if self._sequence is None:
             self._sequence = self.engine.add(priority=Priority.RESPONDING)
         self.stats.cached_tokens = self.engine.sync(self._sequence, tokens)
@@ -102,6 +111,7 @@ class TextChat:
         generated = self.context.begin(response_id)
         decoder = StreamDecoder(self.model.tokenizer)
         stats = self.stats
+        thought = Thought(self.model.tokenizer, is_open=stats.is_thinking)
         try:
             while stats.end == "cancelled":
                 for output in self.engine.step():
@@ -110,14 +120,19 @@ class TextChat:
                     if output.token_id is not None and output.finish_reason != "stop":
                         stats.output_tokens += 1
                         stats.first_token_s = stats.first_token_s or time.monotonic() - began_s
-                        text = decoder.push(output.token_id)
-                        generated.append(output.token_id, text)
-                        yield text
+                        decoded = decoder.push(output.token_id)
+                        text = thought.push(output.token_id, decoded)
+                        stats.is_thinking = thought.is_open
+                        if text is not None:
+                            generated.append(output.token_id, text)
+                            yield text
+                        elif self.on_thought:
+                            self.on_thought(decoded)
                     if output.finish_reason == "error":
                         raise OmniError("the model's scores are not numbers: its weights are bad")
                     if output.finish_reason is not None:
                         stats.end = output.finish_reason
-            if rest := decoder.flush():
+            if (rest := decoder.flush()) and not thought.is_open:
                 yield rest
         finally:
             stats.total_s = time.monotonic() - began_s

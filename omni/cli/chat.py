@@ -28,7 +28,10 @@ examples:
   omni chat "Why is the sky blue?"
   omni chat --model qwen2.5-coder-1.5b
   omni chat --model ~/models/Qwen3.5-0.8B --temperature 0.7
+  omni chat --model ~/models/Qwen3.5-0.8B --think --max-tokens 4096 "How many primes below 30?"
   echo "Name three rivers." | omni chat --system "Answer in French." """
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -54,13 +57,26 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling (%(default)s)")
     parser.add_argument("--stats", action="store_true", help="print what each answer cost")
+    parser.add_argument(
+        "--think",
+        action="store_true",
+        default=None,
+        help="think before answering (model.thinking); a terminal shows the thought, dimmed",
+    )
     add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Chat until the end of the input; see ``omni chat --help``."""
     _check(args)
-    config = read_config(args, {"model.backbone": args.model, "model.instructions": args.system})
+    config = read_config(
+        args,
+        {
+            "model.backbone": args.model,
+            "model.instructions": args.system,
+            "model.thinking": args.think,
+        },
+    )
     chat = _open(config, args)
     if args.question:
         return 0 if _print_answer(chat, " ".join(args.question), args.stats) else EXIT_INTERRUPTED
@@ -110,11 +126,25 @@ def _open(config: Config, args: argparse.Namespace) -> TextChat:
     threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
     if sys.stderr.isatty():
         print(f"Loading {config.model.backbone}...", file=sys.stderr, flush=True)
-    model = load(path, home=root, progress=show_progress, adapter=adapter)
+    model = load(
+        path,
+        home=root,
+        progress=show_progress,
+        adapter=adapter,
+        thinking=config.model.thinking,
+    )
     params = SamplingParams(
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tokens=args.max_tokens
     )
-    return open_chat(model, config.engine, instructions=config.model.instructions, params=params)
+    chat = open_chat(model, config.engine, instructions=config.model.instructions, params=params)
+    if sys.stderr.isatty():
+        chat.on_thought = _show_thought
+    return chat
+
+
+def _show_thought(text: str) -> None:
+    """On standard error, where a pipe's reader does not take it for the answer."""
+    print(f"{_DIM}{text}{_PLAIN}", end="", file=sys.stderr, flush=True)
 
 
 def _lines() -> Iterator[str]:
@@ -147,6 +177,8 @@ def _print_answer(chat: TextChat, question: str, with_stats: bool) -> bool:
     print()
     if chat.stats.end in ("length", "context", "capacity"):
         words = why_cut(chat.stats.end, chat.stats.output_tokens, chat.params.max_tokens)
+        if chat.stats.is_thinking:
+            words += "; it was still thinking"
         print(f"[{words}]", file=sys.stderr)
     if with_stats:
         _print_stats(chat)

@@ -45,8 +45,12 @@ class Family(Protocol):
         """Beginnings of the names of checkpoint tensors that are known and not needed."""
         ...
 
-    def template(self, tokenizer: Tokenizer) -> ChatTemplate:
-        """The chat template over ``tokenizer``."""
+    def template(self, tokenizer: Tokenizer, thinking: bool = False) -> ChatTemplate:
+        """The chat template over ``tokenizer``; with ``thinking`` answers begin with a thought.
+
+        Raises:
+            ModelError: no template of the tokenizer's kind, or a model that does not think.
+        """
         ...
 
 
@@ -66,6 +70,15 @@ def field(fields: Mapping[str, Any], key: str, kind: type[T], default: T | None 
     if not isinstance(value, kind):
         raise ModelError(f"{key} is {value!r}, expected {kind.__name__}")
     return value
+
+
+def refuse_thinking(thinking: bool) -> None:
+    """Raise :class:`ModelError` if ``thinking`` is asked of a family that writes no thoughts."""
+    if thinking:
+        raise ModelError(
+            "this model was not made to think before it answers: set model.thinking to false, "
+            "or take a Qwen3.5"
+        )
 
 
 def config_from_gguf(

@@ -36,7 +36,8 @@ class Llama:
     def ignored(self, config: BackboneConfig) -> tuple[str, ...]:
         return ()
 
-    def template(self, tokenizer: Tokenizer) -> ChatTemplate:
+    def template(self, tokenizer: Tokenizer, thinking: bool = False) -> ChatTemplate:
+        family.refuse_thinking(thinking)
         return ChatTemplate(
             tokenizer,
             default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",

@@ -41,15 +41,18 @@ def load(
     progress: Progress | None = None,
     precision: Precision = "int8",
     adapter: Path | str | None = None,
+    thinking: bool = False,
 ) -> LoadedModel:
     """Open the GGUF file or the Hugging Face folder at ``path``.
 
     The first time, int8 weights are repacked into ``home / "repacked"``; later starts map that.
     ``precision="fp32"`` dequantises everything instead: the reference, large and slow. ``adapter``
-    is the folder of a LoRA adapter that is merged into the weights.
+    is the folder of a LoRA adapter that is merged into the weights. With ``thinking`` answers
+    begin with a thought.
 
     Raises:
-        ModelError: missing, damaged, of an unknown architecture, or short of tensors.
+        ModelError: missing, damaged, of an unknown architecture, or short of tensors; or asked to
+            think and not made to.
     """
     source = _open(Path(path))
     backbone = _stack(source, home, progress, precision, adapter)
@@ -67,7 +70,7 @@ def load(
     return LoadedModel(
         backbone=backbone,
         tokenizer=tokenizer,
-        template=source.family.template(tokenizer),
+        template=source.family.template(tokenizer, thinking),
         name=name,
         context_tokens=backbone.max_positions,
     )

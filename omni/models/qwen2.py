@@ -31,7 +31,8 @@ class Qwen2:
     def ignored(self, config: BackboneConfig) -> tuple[str, ...]:
         return ()
 
-    def template(self, tokenizer: Tokenizer) -> ChatTemplate:
+    def template(self, tokenizer: Tokenizer, thinking: bool = False) -> ChatTemplate:
+        family.refuse_thinking(thinking)
         return ChatTemplate(
             tokenizer,
             default_system=("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),

@@ -156,8 +156,8 @@ class Qwen3_5:
             *(["lm_head."] if config.tied_head else []),
         )
 
-    def template(self, tokenizer: Tokenizer) -> ChatTemplate:
-        return Qwen3_5Template(tokenizer)
+    def template(self, tokenizer: Tokenizer, thinking: bool = False) -> ChatTemplate:
+        return Qwen3_5Template(tokenizer, thinking=thinking)
 
 
 def _mixers(num_layers: int, interval: int) -> tuple[MixerKind, ...]:

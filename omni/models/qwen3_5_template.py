@@ -74,6 +74,10 @@ class Qwen3_5Template(ChatTemplate):
             return self._header("assistant") + self._tokenizer.encode_pieces([self._think, "\n"])
         return self._unthinking_header()
 
+    def answered_header(self) -> list[int]:
+        """What stands before an answer that was given: its thought is dropped, as published."""
+        return self._unthinking_header()
+
     def after_results(self) -> list[int]:
         """Nothing: this family answers from tool results unasked."""
         return []

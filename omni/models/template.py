@@ -79,6 +79,10 @@ class ChatTemplate:
         """What stands before an answer: append it to have one generated."""
         return self._header("assistant")
 
+    def answered_header(self) -> list[int]:
+        """What stands before an answer that was given, or that begins with a call: no thought."""
+        return self.assistant_header()
+
     def assistant_end(self) -> list[int]:
         """What stands after an answer (its own stop token not included)."""
         return self.user_end()

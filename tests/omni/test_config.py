@@ -49,7 +49,7 @@ def test_every_number_has_a_range_and_its_default_is_in_it() -> None:
             found |= {f"{name}.{k}": v for k, v in dataclasses.asdict(value).items()}
         else:
             found[name] = value
-    numbers = {k: v for k, v in found.items() if isinstance(v, int | float)}
+    numbers = {k: v for k, v in found.items() if type(v) in (int, float)}
     assert numbers.keys() == RANGES.keys()
     assert all(RANGES[k][0] <= v <= RANGES[k][1] for k, v in numbers.items())
 
