@@ -58,6 +58,9 @@ class EmbeddingSpan:
 
 Span = TextSpan | EmbeddingSpan
 
+EMBEDDING_ID = -1
+"""Stands among token ids where an embedding takes a token's place."""
+
 
 # --- The conversation: the truth of which a sequence is a cache ----------------------------------
 
@@ -79,6 +82,19 @@ class AudioPart:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaPart:
+    """A picture or a clip that the user showed; ``media_id`` stands for ``data``, the file's bytes.
+
+    The same id is the same file, always: it is looked at once.
+    """
+
+    media_id: str
+    kind: Literal["image", "video"]
+    data: bytes = field(compare=False, repr=False)
+    is_small: bool = False  # a low level of detail is enough
+
+
+@dataclass(frozen=True, slots=True)
 class CallPart:
     """A tool call that the assistant made; ``arguments`` is JSON text as generated."""
 
@@ -95,7 +111,7 @@ class ResultPart:
     output: str
 
 
-Part = TextPart | AudioPart | CallPart | ResultPart
+Part = TextPart | AudioPart | MediaPart | CallPart | ResultPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +384,7 @@ class Usage:
 
     input_text_tokens: int = 0
     input_audio_tokens: int = 0
+    input_image_tokens: int = 0
     cached_tokens: int = 0
     output_text_tokens: int = 0
     output_audio_tokens: int = 0

@@ -14,6 +14,7 @@ from dataclasses import replace
 from omni.assistant.context import ANSWER_RESERVE_TOKENS, sentence_ends
 from omni.assistant.listening import Turn
 from omni.assistant.response import APOLOGY, Response, Voice, tool_opening, wrong_language
+from omni.assistant.seeing import Seeing
 from omni.assistant.session import Session, asked_in, turn_ids
 from omni.assistant.thoughts import is_opened_by
 from omni.engine.engine import Engine, Priority, SamplingParams, TokenOutput
@@ -49,12 +50,14 @@ class Answering:
         engine: Engine,
         speech: SpeechDecoder,
         parts: Parts,
+        seeing: Seeing,
         emit: Callable[[Output], None],
         advance: Callable[[Session], None],
     ) -> None:
         self._model = model
         self._engine = engine
         self._voice = Voice(speech, parts, emit)
+        self._seeing = seeing
         self._emit = emit
         self._advance = advance
         self._sentence_ends = sentence_ends(model.tokenizer, model.template)
@@ -80,7 +83,7 @@ class Answering:
             turn=turn,
         )
         session.responses[command.response_id] = response
-        response.waiting_for = {turn.turn_id}
+        response.waiting_for = {turn.turn_id, *self._seeing.look(session, conversation)}
         turn.hear_to_the_end()
 
     def confirm(self, session: Session, command: Confirm) -> Turn | None:
@@ -98,7 +101,7 @@ class Answering:
         return turn
 
     def respond(self, session: Session, command: Respond) -> None:
-        """Answer once every turn that the context holds is known."""
+        """Answer once every turn and picture that the context holds is known."""
         response = Response(
             session.session_id,
             command.response_id,
@@ -115,6 +118,7 @@ class Answering:
             for turn_id in turn_ids(message)
             if turn_id in session.turns and not session.turns[turn_id].is_final
         }
+        response.waiting_for |= self._seeing.look(session, conversation)
         self._start_when_ready(session, response)
 
     def cancel(self, session: Session, response_id: str) -> None:
@@ -124,11 +128,11 @@ class Answering:
         if guess := session.guesses.pop(response_id, None):
             self._drop_guess(guess)
 
-    def heard(self, session: Session, turn: Turn) -> None:
-        """A turn's final text is known: responses that waited for it can go on."""
+    def known(self, session: Session, name: str) -> None:
+        """A turn's final text, or a picture, is known: responses that waited for it can go on."""
         for response in list(session.responses.values()):
-            if turn.turn_id in response.waiting_for:
-                response.waiting_for.discard(turn.turn_id)
+            if name in response.waiting_for:
+                response.waiting_for.discard(name)
                 self._start_when_ready(session, response)
 
     def close(self, session: Session) -> None:
@@ -168,7 +172,7 @@ class Answering:
         """
         assert session.sequence is not None
         tokens = session.context.render(
-            session.conversation, session.texts, reserve_tokens=ANSWER_RESERVE_TOKENS
+            session.conversation, session.senses, reserve_tokens=ANSWER_RESERVE_TOKENS
         )
         tokens += session.context.unfinished(turn.final_text)
         probe = self._engine.fork(session.sequence, priority=Priority.SPECULATING)
@@ -184,7 +188,7 @@ class Answering:
         if response.config.tool_choice == "none" or response.is_without_tools:
             conversation = replace(conversation, tools=())
         reserve = min(response.config.max_output_tokens, ANSWER_RESERVE_TOKENS)
-        tokens = session.context.render(conversation, session.texts, reserve_tokens=reserve)
+        tokens = session.context.render(conversation, session.senses, reserve_tokens=reserve)
         begun: list[int] = []
         opening = ""
         if conversation.tools:
@@ -212,7 +216,11 @@ class Answering:
             is_thinking=is_opened_by(header, self._model.tokenizer),
             on_spoken=lambda: self._finish_when_spoken(session, response),
             on_failed=lambda error: self._fail(session, response, error),
-            usage=Usage(input_text_tokens=len(tokens), cached_tokens=cached),
+            usage=Usage(
+                input_text_tokens=len(tokens) - tokens.num_embeddings,
+                input_image_tokens=tokens.num_embeddings,
+                cached_tokens=cached,
+            ),
         )
         config = response.config
         self._engine.generate(

@@ -12,6 +12,7 @@ import logging
 from omni.assistant.answering import Answering
 from omni.assistant.context import ANSWER_RESERVE_TOKENS, Context
 from omni.assistant.listening import Hearing, Turn
+from omni.assistant.seeing import Seeing, Sight
 from omni.assistant.session import Session, turn_ids
 from omni.engine.engine import Engine, EngineStats, Priority
 from omni.errors import CapacityError
@@ -50,6 +51,7 @@ class Assistant:
         model: LoadedModel,
         engine: Engine,
         hearing: Hearing,
+        sight: Sight,
         speech: SpeechDecoder,
         parts: Parts,
         instructions: str,
@@ -64,11 +66,13 @@ class Assistant:
         self._max_tokens = min(model.context_tokens, max_context_tokens)
         self._sessions: dict[str, Session] = {}
         self._outputs: list[Output] = []
+        self._seeing = Seeing(sight, parts, on_seen=self._seen)
         self._answering = Answering(
             model=model,
             engine=engine,
             speech=speech,
             parts=parts,
+            seeing=self._seeing,
             emit=self._emit,
             advance=self._advance,
         )
@@ -100,7 +104,9 @@ class Assistant:
                 session.context.prune(command.conversation, {*session.responses, *session.guesses})
                 kept = {p for m in command.conversation.messages for p in turn_ids(m)}
                 kept |= set(session.turns)
-                session.texts = {k: v for k, v in session.texts.items() if k in kept}
+                texts = session.senses.texts
+                session.senses.texts = {k: v for k, v in texts.items() if k in kept}
+                self._seeing.prune(session)
                 self._advance(session)
             case Speculate():
                 self._answering.speculate(session, command)
@@ -184,6 +190,7 @@ class Assistant:
     def _close(self, session: Session) -> None:
         for turn in session.turns.values():
             turn.drop()
+        self._seeing.close(session)
         self._answering.close(session)
         if session.sequence is not None:
             self._engine.free(session.sequence)
@@ -198,10 +205,11 @@ class Assistant:
         if session.sequence is None or session.speaking is not None:
             return
         turn = next((t for t in session.turns.values() if not t.is_ended), None)
+        unseen = self._seeing.look(session, session.conversation)
         tokens = session.context.render(
-            session.conversation, session.texts, reserve_tokens=ANSWER_RESERVE_TOKENS
+            session.conversation, session.senses, reserve_tokens=ANSWER_RESERVE_TOKENS
         )
-        if turn is not None:
+        if turn is not None and not unseen:
             tokens += session.context.listening(turn.stable_text)
         self._engine.set_priority(session.sequence, Priority.LISTENING)
         self._engine.keep(session.sequence, session.context.num_system_tokens(session.conversation))
@@ -236,14 +244,19 @@ class Assistant:
 
     def _heard(self, session: Session, turn: Turn) -> None:
         """A turn's final text is known."""
-        session.texts[turn.turn_id] = turn.final_text
+        session.senses.texts[turn.turn_id] = turn.final_text
         session.languages.pop(turn.turn_id, None)  # an earlier pass may have heard otherwise
         if turn.language != "en":
             session.languages[turn.turn_id] = turn.language
-        self._answering.heard(session, turn)
+        self._answering.known(session, turn.turn_id)
         if turn.is_ended:
             self._retire(session, turn)
             self._advance(session)
+
+    def _seen(self, session: Session, media_id: str) -> None:
+        """A picture was looked at."""
+        self._answering.known(session, media_id)
+        self._advance(session)
 
     def _retire(self, session: Session, turn: Turn) -> None:
         """The turn has ended and its text is known: say so, and let its audio go."""

@@ -2,21 +2,33 @@
 
 Used by :mod:`omni.assistant.assistant`. An assistant message that this process generated renders to
 the very tokens it was generated with, or to the prefix of them that was heard, so that the longest
-common prefix with what is already computed is as long as can be. Knows nothing of the engine.
+common prefix with what is already computed is as long as can be. Knows nothing of the engine but
+what it takes: prompts.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from omni.engine.prompt import Prompt, joined
 from omni.models.template import ChatTemplate, merge_results
 from omni.models.tokenizer import Tokenizer
-from omni.types import AudioPart, Conversation, Message, TextPart, ToolSpec
+from omni.types import (
+    AudioPart,
+    Conversation,
+    EmbeddingSpan,
+    MediaPart,
+    Message,
+    Span,
+    TextPart,
+    ToolSpec,
+)
 
 KEEP_SHARE = 0.8
 """Share of the context kept when messages are dropped, so that dropping is rare (each drop
@@ -56,6 +68,21 @@ def sentence_ends(tokenizer: Tokenizer, template: ChatTemplate) -> NDArray[np.in
     return np.array([*ends, *template.stop_ids, *tokenizer.encode("\n")], np.int64)
 
 
+@dataclass(slots=True)
+class Senses:
+    """What became of a session's sound and pictures: a :class:`omni.models.template.Perceived`."""
+
+    texts: dict[str, str] = field(default_factory=dict)  # by turn_id, once the turn has ended
+    sights: dict[str, tuple[Span, ...]] = field(default_factory=dict)  # by media_id
+
+    def heard(self, part: AudioPart) -> str:
+        """The turn's text; where it is not known, its item's transcript."""
+        return self.texts.get(part.turn_id, part.transcript or "")
+
+    def seen(self, part: MediaPart) -> tuple[Span, ...]:
+        return self.sights[part.media_id]
+
+
 class Context:
     """Renders one session's conversation.
 
@@ -72,7 +99,7 @@ class Context:
         self._max_tokens = max_tokens
         self._head: tuple[str, tuple[ToolSpec, ...], list[int]] | None = None
         self._generated: dict[str, Generated] = {}
-        self._cache: dict[tuple[Message, tuple[str, ...]], list[int]] = {}
+        self._cache: dict[tuple[Message, tuple[str, ...]], Prompt] = {}
 
     def begin(self, response_id: str) -> Generated:
         """Start remembering the tokens of a response."""
@@ -88,18 +115,19 @@ class Context:
         self._cache = {k: v for k, v in self._cache.items() if k[0] in messages}
 
     def render(
-        self, conversation: Conversation, turns: Mapping[str, str], *, reserve_tokens: int = 0
-    ) -> list[int]:
-        """Token ids of ``conversation`` as far as its last message.
+        self, conversation: Conversation, senses: Senses, *, reserve_tokens: int = 0
+    ) -> Prompt:
+        """``conversation`` as far as its last message, or its first picture not yet looked at.
 
-        ``turns`` gives the text of audio turns by id; a turn that is not in it stands as its item's
-        transcript. ``reserve_tokens`` is room left for what comes after, within
-        :data:`MAX_RESERVE_SHARE` of the context.
+        ``reserve_tokens`` is room left for what comes after, within :data:`MAX_RESERVE_SHARE` of
+        the context.
         """
         head = self._system(conversation)
         runs = [
-            self._message(run[0], turns) if len(run) == 1 else self._template.results(run)
-            for run in merge_results(conversation.messages)
+            self._message(run[0], senses) if len(run) == 1 else Prompt(self._template.results(run))
+            for run in merge_results(
+                takewhile(lambda m: _is_seen(m, senses), conversation.messages)
+            )
         ]
         reserve_tokens = min(reserve_tokens, int(self._max_tokens * MAX_RESERVE_SHARE))
         limit = self._max_tokens - reserve_tokens - len(head)
@@ -110,7 +138,7 @@ class Context:
                 total -= len(runs[first])
                 first += 1
             runs = runs[first:]
-        return head + [token for run in runs for token in run]
+        return joined([Prompt(head), *runs])
 
     def listening(self, text: str) -> list[int]:
         """Tokens of a user turn that is still being spoken: its header and stable ``text``."""
@@ -142,14 +170,14 @@ class Context:
             self._head = (instructions, conversation.tools, self._template.system(whole))
         return self._head[2]
 
-    def _message(self, message: Message, turns: Mapping[str, str]) -> list[int]:
-        texts = tuple(_text_of(p, turns) for p in message.parts if isinstance(p, AudioPart))
+    def _message(self, message: Message, senses: Senses) -> Prompt:
+        texts = tuple(senses.heard(p) for p in message.parts if isinstance(p, AudioPart))
         key = (message, texts)
         if (run := self._cache.get(key)) is None:
-            run = self._spoken(message)
-            if run is None:
-                text_of: Callable[[AudioPart], str] = lambda part: _text_of(part, turns)  # noqa: E731
-                run = self._template.message(message, text_of)
+            ids = self._spoken(message)
+            if ids is None:
+                ids = self._template.message(message, senses)
+            run = Prompt(ids, tuple(_embeddings(message, senses)))
             self._cache[key] = run
         return run
 
@@ -173,5 +201,17 @@ class Context:
         )
 
 
-def _text_of(part: AudioPart, turns: Mapping[str, str]) -> str:
-    return turns.get(part.turn_id, part.transcript or "")
+def media(conversation: Conversation) -> Iterator[MediaPart]:
+    """The pictures and clips of a conversation."""
+    for message in conversation.messages:
+        yield from (part for part in message.parts if isinstance(part, MediaPart))
+
+
+def _is_seen(message: Message, senses: Senses) -> bool:
+    return all(p.media_id in senses.sights for p in message.parts if isinstance(p, MediaPart))
+
+
+def _embeddings(message: Message, senses: Senses) -> Iterator[EmbeddingSpan]:
+    for part in message.parts:
+        if isinstance(part, MediaPart):
+            yield from (span for span in senses.seen(part) if isinstance(span, EmbeddingSpan))

@@ -13,6 +13,7 @@ from omni_encoders.vad import VoiceActivity
 from omni import store, threads
 from omni.assistant.assistant import Assistant
 from omni.assistant.listening import Hearing
+from omni.assistant.seeing import Blind, TowerSight
 from omni.config import Config, home
 from omni.engine.engine import Engine
 from omni.models import load
@@ -53,6 +54,7 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
         model=model,
         engine=engine,
         hearing=hearing,
+        sight=TowerSight(model.vision) if model.vision else Blind(),
         speech=open_decoder(config.model.speech, root),
         parts=parts,
         instructions=config.model.instructions,

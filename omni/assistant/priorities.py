@@ -8,4 +8,5 @@ class PartPriority(IntEnum):
     FINAL_PASS = 1
     TURN_SCORE = 2
     SPEECH = 3
-    PARTIAL_PASS = 4
+    LOOK = 4
+    PARTIAL_PASS = 5

@@ -172,6 +172,7 @@ class Response:
         self._usage = replace(
             usage,  # a second try comes on top of the first
             input_text_tokens=self._usage.input_text_tokens + usage.input_text_tokens,
+            input_image_tokens=self._usage.input_image_tokens + usage.input_image_tokens,
             cached_tokens=self._usage.cached_tokens + usage.cached_tokens,
         )
         self._report()

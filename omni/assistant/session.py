@@ -5,9 +5,10 @@ Owned by :mod:`omni.assistant.assistant`; plain data.
 
 from __future__ import annotations
 
-from omni.assistant.context import Context
+from omni.assistant.context import Context, Senses
 from omni.assistant.listening import Turn
 from omni.assistant.response import Response
+from omni.parts import Ticket
 from omni.types import AudioPart, Conversation, Message
 
 
@@ -20,7 +21,8 @@ class Session:
         self.context = context
         self.sequence: int | None = None
         self.turns: dict[str, Turn] = {}
-        self.texts: dict[str, str] = {}  # final transcript of each turn
+        self.senses = Senses()
+        self.looks: dict[str, Ticket] = {}  # pictures that are being looked at, by media_id
         self.languages: dict[str, str] = {}  # of the turns that were not in English
         self.responses: dict[str, Response] = {}
         self.guesses: dict[str, Response] = {}  # speculations that ended before their turn did

@@ -1,4 +1,4 @@
-"""A conversation in writing on one engine sequence, without hearing or speech.
+"""A conversation in writing, with pictures, on one engine sequence: no hearing, no speech.
 
 Used by ``omni chat``. The same rendering, prefix reuse and rollback as in a spoken conversation:
 an answer that is stopped stays as far as it was given out, one that is taken back leaves no trace.
@@ -7,17 +7,18 @@ an answer that is stopped stays as far as it was given out, one that is taken ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from omni.assistant.context import Context
+from omni.assistant.context import Context, Senses
+from omni.assistant.seeing import Blind, Sight, TowerSight
 from omni.assistant.thoughts import Thought, is_opened_by
 from omni.config import EngineConfig
 from omni.engine.engine import Engine, Priority, SamplingParams
 from omni.errors import CapacityError, OmniError
 from omni.models import LoadedModel
 from omni.models.tokenizer import StreamDecoder
-from omni.types import Conversation, Message, TextPart
+from omni.types import Conversation, MediaPart, Message, TextPart
 
 
 @dataclass(slots=True)
@@ -52,13 +53,26 @@ class TextChat:
     context: Context
     conversation: Conversation
     params: SamplingParams
+    sight: Sight = field(default_factory=Blind)
     stats: AnswerStats = field(default_factory=AnswerStats)
     on_thought: Callable[[str], None] | None = None
     _sequence: int | None = None
     _num_answers: int = 0
+    _senses: Senses = field(default_factory=Senses)
 
-    def ask(self, text: str) -> Iterator[str]:
+    def look(self, part: MediaPart) -> None:
+        """See a picture or clip, so that it can be part of a question.
+
+        Raises:
+            InputError: it is none, or a damaged one.
+        """
+        if part.media_id not in self._senses.sights:
+            self._senses.sights[part.media_id] = self.sight.look(part, lambda: False)
+
+    def ask(self, text: str, shown: Sequence[MediaPart] = ()) -> Iterator[str]:
         """Add ``text`` as the user's message and yield the answer in pieces as it is sampled.
+
+        ``shown`` stands before the text; each was given to :meth:`look`.
 
         Closing the iterator, or an exception in the caller, stops the answer; what was yielded
         stays in the conversation. ``stats`` tell about the last answer.
@@ -68,7 +82,7 @@ class TextChat:
             OmniError: the model gave no numbers.
         """
         before = self.conversation
-        self._add(Message("user", (TextPart(text),)))
+        self._add(Message("user", (*shown, TextPart(text))))
         began_s = time.monotonic()
         self.stats = AnswerStats()
         try:
@@ -94,7 +108,9 @@ class TextChat:
         self.context.prune(self.conversation, set())
 
     def _start(self) -> int:
-        tokens = self.context.render(self.conversation, {}, reserve_tokens=self.params.max_tokens)
+        tokens = self.context.render(
+            self.conversation, self._senses, reserve_tokens=self.params.max_tokens
+        )
         header = self.context.answer_header(self.conversation)
         tokens += header
         self.stats.is_thinking = is_opened_by(header, self.model.tokenizer)
@@ -163,4 +179,5 @@ def open_chat(
         ),
         conversation=Conversation(instructions=instructions),
         params=replace(params, stop_ids=stops),
+        sight=TowerSight(model.vision) if model.vision else Blind(),
     )

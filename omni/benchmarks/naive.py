@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omni_encoders.recogniser import Recogniser
 
 from omni import store, threads
+from omni.assistant.context import Senses
 from omni.config import Config, home
 from omni.engine.engine import Engine, Priority, SamplingParams
 from omni.models import load
@@ -87,7 +88,7 @@ class NaivePipeline:
     def _tokens(self, question: str | None) -> list[int]:
         messages = () if question is None else (Message("user", (TextPart(question),)),)
         conversation = Conversation(instructions=self._instructions, messages=messages)
-        tokens = self._model.template.render(conversation, lambda part: part.transcript or "")
+        tokens = self._model.template.render(conversation, Senses())
         return tokens if question is None else tokens + self._model.template.assistant_header()
 
     def _first_sentence(self, question: str) -> str:

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from omni.cli import COMMANDS, EXIT_INTERRUPTED, add_config_options, read_config
 from omni.errors import CapacityError, InputError
+from omni.types import MediaPart
 
 if TYPE_CHECKING:
     from omni.assistant.text_chat import TextChat
     from omni.cli import Subparsers
     from omni.config import Config
 
+Kind = Literal["image", "video"]
+
+_KINDS: tuple[Kind, ...] = ("image", "video")
+
 DESCRIPTION = """\
 Chat with a model in the terminal. With a QUESTION: answers it and ends; without: asks for lines.
 
 Ctrl-C stops an answer, which stays as far as it was printed. In a chat, a line may be
   /undo   take the last question and its answer back      /new    start over
-  /stats  what the last answer cost                       /quit   end (so does Ctrl-D)"""
+  /stats  what the last answer cost                       /quit   end (so does Ctrl-D)
+  /image FILE, /video FILE   show a picture or a clip with the next question"""
 
 EXAMPLES = """\
 examples:
   omni chat "Why is the sky blue?"
   omni chat --model qwen2.5-coder-1.5b
   omni chat --model ~/models/Qwen3.5-0.8B --temperature 0.7
+  omni chat --model ~/models/Qwen3.5-0.8B --image photo.jpg "What is on the table?"
   omni chat --model ~/models/Qwen3.5-0.8B --think --max-tokens 4096 "How many primes below 30?"
   echo "Name three rivers." | omni chat --system "Answer in French." """
 
@@ -46,6 +55,14 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help="a name of `omni fetch --list`, or a file or folder"
     )
+    for kind, what in (("image", "picture"), ("video", "clip of up to a minute")):
+        parser.add_argument(
+            f"--{kind}",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help=f"a {what} to ask about; may be repeated (for models with a vision tower)",
+        )
     parser.add_argument("--system", metavar="TEXT", help="instructions (model.instructions)")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest answer (%(default)s)")
     parser.add_argument(
@@ -77,23 +94,32 @@ def run(args: argparse.Namespace) -> int:
             "model.thinking": args.think,
         },
     )
+    shown = [_read(kind, name) for kind in _KINDS for name in getattr(args, kind)]
     chat = _open(config, args)
+    for part in shown:
+        chat.look(part)
     if args.question:
-        return 0 if _print_answer(chat, " ".join(args.question), args.stats) else EXIT_INTERRUPTED
+        question = " ".join(args.question)
+        return 0 if _print_answer(chat, question, shown, args.stats) else EXIT_INTERRUPTED
     for line in _lines():
+        command, _, rest = line.partition(" ")
         if line in ("/quit", "/exit"):
             break
         if line == "/undo":
             print("Taken back." if chat.undo() else "There is nothing to take back.")
         elif line == "/new":
             chat.restart()
+            shown.clear()
+        elif command in ("/image", "/video"):
+            shown += _shown(chat, command.removeprefix("/"), rest)
         elif line == "/stats":
             _print_stats(chat)
         elif line.startswith("/"):
-            print(f"{line} is not a command; known: /undo, /new, /stats, /quit")
+            print(f"{line} is not a command; known: /undo, /new, /stats, /quit, /image, /video")
         elif line:
             try:
-                _print_answer(chat, line, args.stats)
+                _print_answer(chat, line, shown, args.stats)
+                shown.clear()
             except CapacityError as error:
                 print(f"{error}; /undo or /new makes room", file=sys.stderr)
     return 0
@@ -163,9 +189,32 @@ def _lines() -> Iterator[str]:
             return
 
 
-def _print_answer(chat: TextChat, question: str, with_stats: bool) -> bool:
+def _read(kind: Kind, name: str) -> MediaPart:
+    """The file ``name``; the same content is the same picture."""
+    path = Path(name).expanduser()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the {kind} {path}: {error.strerror}") from error
+    return MediaPart(hashlib.sha256(data).hexdigest(), kind, data)
+
+
+def _shown(chat: TextChat, kind: str, name: str) -> list[MediaPart]:
+    """The picture or clip that a line of the chat names; none, with the reason, if it is bad."""
+    try:
+        part = _read("image" if kind == "image" else "video", name)
+        chat.look(part)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return []
+    return [part]
+
+
+def _print_answer(
+    chat: TextChat, question: str, shown: Sequence[MediaPart], with_stats: bool
+) -> bool:
     """Print the answer as it comes; False if it was stopped by Ctrl-C."""
-    answer = chat.ask(question)
+    answer = chat.ask(question, shown)
     try:
         for piece in answer:
             print(piece, end="", flush=True)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from omni.config import EngineConfig
 from omni.engine import integrity
 from omni.engine.outputs import EngineStats, FinishReason, SequenceUsage, TokenOutput
+from omni.engine.prompt import Prompt, as_prompt
 from omni.engine.runner import Runner
 from omni.engine.sampler import SamplingParams
 from omni.engine.sampling import take_logits
@@ -47,6 +48,7 @@ __all__ = [
     "EngineStats",
     "FinishReason",
     "Priority",
+    "Prompt",
     "SamplingParams",
     "SequenceUsage",
     "Snapshot",
@@ -159,7 +161,7 @@ class Engine:
             raise
         return sequence.seq_id
 
-    def extend(self, seq_id: int, tokens: Seq[int] | EmbeddingSpan) -> None:
+    def extend(self, seq_id: int, tokens: Seq[int] | EmbeddingSpan | Prompt) -> None:
         """Make more tokens known. A sequence that generates goes on after them.
 
         Raises:
@@ -171,22 +173,16 @@ class Engine:
         sequence = self._get(seq_id)
         state = sequence.state
         num_known, num_spans = state.num_known, len(state.spans)
-        if isinstance(tokens, EmbeddingSpan):
-            state.add_span(tokens)
-        elif len(tokens):
-            if min(tokens) < 0 or max(tokens) >= self._vocab_size:
-                raise InputError(
-                    f"token ids are {min(tokens)} to {max(tokens)}, expected 0 to "
-                    f"{self._vocab_size - 1}"
-                )
-            state.token_ids.extend(tokens)
+        pieces = tokens.pieces() if isinstance(tokens, Prompt) else (tokens,)
         try:
+            for piece in pieces:
+                self._append(state, piece)
             self._check_room(state, 0)
             if self._shares_prefixes and not state.pages:
                 state.adopt_prefix(self._cache)
                 sequence.load(self._cache)
             self._cache.fit(state.pages, state.num_computed, state.num_known, state.account)
-        except CapacityError:
+        except (CapacityError, InputError):
             del state.token_ids[num_known:], state.spans[num_spans:]
             if not num_known:
                 self._cache.release(state.pages, state.account)
@@ -299,31 +295,38 @@ class Engine:
             sequence.truncate(self._cache, num_tokens)
         self.cancel(seq_id)
 
-    def common_prefix(self, seq_id: int, token_ids: Seq[int]) -> int:
-        """Number of leading tokens that the sequence has in common with ``token_ids``.
+    def common_prefix(self, seq_id: int, tokens: Seq[int] | Prompt) -> int:
+        """Number of leading tokens that the sequence has in common with ``tokens``.
 
-        An embedding equals no token.
+        An embedding equals no token, and a span only itself.
         """
-        state = self._get(seq_id).state
-        limit = state.spans[0].start if state.spans else state.num_known
-        limit = min(limit, len(token_ids))
-        known, wanted = state.token_ids[:limit], list(token_ids[:limit])
-        if known == wanted:
-            return limit
-        return next(i for i in range(limit) if known[i] != wanted[i])
+        state, prompt = self._get(seq_id).state, as_prompt(tokens)
+        known, wanted = state.token_ids, prompt.token_ids
+        limit = min(len(known), len(wanted))
+        if known[:limit] != wanted[:limit]:
+            limit = next(i for i in range(limit) if known[i] != wanted[i])
+        wanted_spans = prompt.placed()
+        for placed in state.spans:
+            if placed.start >= limit:
+                break
+            start, span = next(wanted_spans)  # there is one: the ids agree
+            if start != placed.start or span is not placed.source or placed.end > limit:
+                return placed.start
+        return limit
 
-    def sync(self, seq_id: int, token_ids: Seq[int]) -> int:
-        """Make ``token_ids`` the tokens of the sequence, keeping the longest common prefix.
+    def sync(self, seq_id: int, tokens: Seq[int] | Prompt) -> int:
+        """Make ``tokens`` the tokens of the sequence, keeping the longest common prefix.
 
         Cancels a generation. Returns the number of tokens kept.
 
         Raises:
             CapacityError, InputError: as :meth:`extend`; what was common is then all that is left.
         """
-        num_kept = self.common_prefix(seq_id, token_ids)
+        prompt = as_prompt(tokens)
+        num_kept = self.common_prefix(seq_id, prompt)
         self.truncate(seq_id, num_kept)
-        if num_kept < len(token_ids):
-            self.extend(seq_id, token_ids[num_kept:])
+        if num_kept < len(prompt):
+            self.extend(seq_id, prompt.rest(num_kept))
         return num_kept
 
     def snapshot(self, seq_id: int) -> Snapshot:
@@ -452,6 +455,17 @@ class Engine:
         )
         self._sequences[seq_id] = sequence
         return sequence
+
+    def _append(self, state: State, tokens: Seq[int] | EmbeddingSpan) -> None:
+        if isinstance(tokens, EmbeddingSpan):
+            state.add_span(tokens)
+        elif len(tokens):
+            if min(tokens) < 0 or max(tokens) >= self._vocab_size:
+                raise InputError(
+                    f"token ids are {min(tokens)} to {max(tokens)}, expected 0 to "
+                    f"{self._vocab_size - 1}"
+                )
+            state.token_ids.extend(tokens)
 
     def _check_length(self, state: State, num_tokens: int | None) -> None:
         if num_tokens is not None and not 0 <= num_tokens <= state.num_known:

@@ -20,10 +20,7 @@ import torch
 from omni.engine.shares import Account
 from omni.engine.state_cache import Checkpoint, StateCache, prefix_digest
 from omni.errors import CapacityError, InputError
-from omni.types import EmbeddingSpan
-
-EMBEDDING_ID = -1
-"""Stands for a token whose place an embedding takes."""
+from omni.types import EMBEDDING_ID, EmbeddingSpan
 
 MAX_CHECKPOINTS = 4
 """Checkpoints of a sequence's history; past it they are thinned, the sparser the longer ago."""
@@ -37,13 +34,14 @@ class PlacedSpan:
     """Embeddings at ``start`` in a sequence.
 
     ``positions`` [T] or [3, T] int64 are absolute; tokens after the span, up to the next one, have
-    position index + ``shift``.
+    position index + ``shift``. ``source`` is the span that was given; None if a part of it is left.
     """
 
     start: int
     embeddings: torch.Tensor  # [T, D]
     positions: torch.Tensor
     shift: int
+    source: EmbeddingSpan | None
 
     @property
     def end(self) -> int:
@@ -94,13 +92,15 @@ class State:
                 "and [T] or [3, T]"
             )
         positions = span.positions.to(torch.int64) + self.next_position
-        self._place(span.embeddings, positions)
+        self._place(span.embeddings, positions, span)
 
-    def _place(self, embeddings: torch.Tensor, positions: torch.Tensor) -> None:
+    def _place(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, source: EmbeddingSpan | None
+    ) -> None:
         start, end = self.num_known, self.num_known + len(embeddings)
         # As in multimodal rotary: text goes on after the largest position of any axis.
         shift = int(positions.max()) + 1 - end
-        self.spans.append(PlacedSpan(start, embeddings, positions, shift))
+        self.spans.append(PlacedSpan(start, embeddings, positions, shift, source))
         self.token_ids.extend([EMBEDDING_ID] * len(embeddings))
 
     def resume_point(
@@ -175,7 +175,7 @@ class State:
             if span.start < num_tokens:
                 num_kept = num_tokens - span.start
                 del self.token_ids[span.start :]
-                self._place(span.embeddings[:num_kept], span.positions[..., :num_kept])
+                self._place(span.embeddings[:num_kept], span.positions[..., :num_kept], None)
         del self.token_ids[num_tokens:]
         self.num_computed = num_computed
         del self.digests[num_computed // page_tokens :]

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
+from omni_encoders.vision import VisionConfig
+
 from omni.errors import ModelError
 from omni.models.backbone import BackboneConfig, MixerKind
 from omni.models.template import ChatTemplate
@@ -43,6 +45,11 @@ class Family(Protocol):
 
     def ignored(self, config: BackboneConfig) -> tuple[str, ...]:
         """Beginnings of the names of checkpoint tensors that are known and not needed."""
+        ...
+
+    def vision(self, config: Mapping[str, Any]) -> tuple[VisionConfig, str] | None:
+        """The vision tower that a ``config.json`` describes, and what its weights' names begin
+        with; None: the model has no eyes."""
         ...
 
     def template(self, tokenizer: Tokenizer, thinking: bool = False) -> ChatTemplate:

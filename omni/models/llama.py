@@ -36,6 +36,9 @@ class Llama:
     def ignored(self, config: BackboneConfig) -> tuple[str, ...]:
         return ()
 
+    def vision(self, config: Mapping[str, Any]) -> None:
+        return None
+
     def template(self, tokenizer: Tokenizer, thinking: bool = False) -> ChatTemplate:
         family.refuse_thinking(thinking)
         return ChatTemplate(

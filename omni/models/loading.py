@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+from omni_encoders.vision import VisionConfig, VisionTower
+
 from omni.errors import ModelError
 from omni.models import registry, repacked, weights
 from omni.models.adapter import Adapter
@@ -32,6 +35,7 @@ class LoadedModel:
     template: ChatTemplate
     name: str
     context_tokens: int
+    vision: VisionTower | None = None
 
 
 def load(
@@ -73,6 +77,7 @@ def load(
         template=source.family.template(tokenizer, thinking),
         name=name,
         context_tokens=backbone.max_positions,
+        vision=_vision(source, precision),
     )
 
 
@@ -96,6 +101,7 @@ class _Source:
     config: BackboneConfig
     checkpoint: GGUFFile | SafetensorsFolder
     files: list[Path]
+    vision: tuple[VisionConfig, str] | None = None
 
     @property
     def format(self) -> Format:
@@ -117,7 +123,31 @@ def _open(path: Path) -> _Source:
     config = family.config_from_hf(description)
     folder = SafetensorsFolder(path)
     files = [path / "config.json", *folder.files]
-    return _Source(family=family, config=config, checkpoint=folder, files=files)
+    return _Source(
+        family=family,
+        config=config,
+        checkpoint=folder,
+        files=files,
+        vision=family.vision(description),
+    )
+
+
+def _vision(source: _Source, precision: Precision) -> VisionTower | None:
+    """The model's eyes; None where it has none, or the checkpoint left them out (as GGUF does)."""
+    checkpoint = source.checkpoint
+    if source.vision is None or isinstance(checkpoint, GGUFFile):
+        return None
+    config, prefix = source.vision
+    names = [name for name in checkpoint.names if name.startswith(prefix)]
+    if not names:
+        return None
+    tensors = {
+        name.removeprefix(prefix): torch.from_numpy(checkpoint.dense(name)).view(
+            checkpoint.shape(name)
+        )
+        for name in names
+    }
+    return VisionTower(config, tensors, precision=precision)
 
 
 def _stack(

@@ -31,6 +31,9 @@ class Qwen2:
     def ignored(self, config: BackboneConfig) -> tuple[str, ...]:
         return ()
 
+    def vision(self, config: Mapping[str, Any]) -> None:
+        return None
+
     def template(self, tokenizer: Tokenizer, thinking: bool = False) -> ChatTemplate:
         family.refuse_thinking(thinking)
         return ChatTemplate(

@@ -1,14 +1,16 @@
 """Qwen3.5 and Qwen3-Next: Gated DeltaNet with full attention in every fourth layer, dense or MoE.
 
 Reference: transformers ``models/qwen3_5``, ``qwen3_5_moe``, ``qwen3_next``; llama.cpp's
-``LLM_ARCH_QWEN35`` and ``LLM_ARCH_QWEN35MOE``. The text stack; a checkpoint's vision encoder
-(``model.visual``) and its multi-token prediction (``mtp``) are other parts' business.
+``LLM_ARCH_QWEN35`` and ``LLM_ARCH_QWEN35MOE``. The vision tower (``model.visual``) is
+:mod:`omni_encoders.vision`'s; multi-token prediction (``mtp``) is not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from omni_encoders.vision import VisionConfig
 
 from omni.errors import ModelError
 from omni.models import qwen3_5_names
@@ -25,6 +27,7 @@ _FULL_ATTENTION_INTERVAL = 4
 _SECTIONS = (11, 11, 10)
 _PARTIAL_ROTARY = 0.25
 _MAX_PREDICTING = 4
+_VISION = "model.visual."
 _KINDS: dict[str, MixerKind] = {"full_attention": "attention", "linear_attention": "recurrent"}
 
 
@@ -151,10 +154,18 @@ class Qwen3_5:
         # prediction (one, so far) after the last one.
         return (
             "mtp.",
-            "model.visual.",
+            _VISION,
             *(f"blk.{config.num_layers + extra}." for extra in range(_MAX_PREDICTING)),
             *(["lm_head."] if config.tied_head else []),
         )
+
+    def vision(self, config: Mapping[str, Any]) -> tuple[VisionConfig, str] | None:
+        described = config.get("vision_config")
+        if described is None:
+            return None
+        if not isinstance(described, dict):
+            raise ModelError(f"vision_config is {described!r}, expected an object")
+        return VisionConfig.from_hf(described), _VISION
 
     def template(self, tokenizer: Tokenizer, thinking: bool = False) -> ChatTemplate:
         return Qwen3_5Template(tokenizer, thinking=thinking)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from omni.models.template import ChatTemplate, TextOf, json_text, tool_description, words
+from omni.models.template import ChatTemplate, Perceived, json_text, tool_description, written
 from omni.models.tokenizer import Tokenizer
 from omni.types import CallPart, Conversation, Message, ResultPart
 
@@ -59,7 +59,7 @@ class Qwen3_5Template(ChatTemplate):
         """The system block: the tools on offer, then the instructions; nothing without both."""
         text = conversation.instructions.strip()
         if not conversation.tools:
-            return self._block("system", text) if text else []
+            return self._block("system", [text]) if text else []
         pieces: list[str | int] = [self._start, "system\n" + _TOOLS_BEFORE]
         pieces += ["\n" + json_text(tool_description(tool)) for tool in conversation.tools]
         pieces += [_TOOLS_AFTER, self._call, _EXAMPLE, self._call_end, _REMINDER]
@@ -87,13 +87,13 @@ class Qwen3_5Template(ChatTemplate):
         text = "\n<function=" + ("" if name is None else f"{name}>\n")
         return self._tokenizer.encode_pieces([self._call, text]), "<tool_call>" + text
 
-    def message(self, message: Message, text_of: TextOf) -> list[int]:
+    def message(self, message: Message, perceived: Perceived) -> list[int]:
         """One message; a user's is ``user_header() + encode(words) + user_end()``."""
         match message.role:
             case "user" | "system":
-                return self._block(message.role, words(message, text_of).strip())
+                return self._block(message.role, self._content(message, perceived))
             case "assistant":
-                return self._answer(message, text_of)
+                return self._answer(message)
             case "tool":
                 return self.results([message])
 
@@ -107,30 +107,19 @@ class Qwen3_5Template(ChatTemplate):
                     pieces.append(self._response_end)
         return self._tokenizer.encode_pieces([*pieces, self._end, "\n"])
 
-    def image(self, num_tokens: int) -> list[int]:
-        """A picture in a user's words: its embeddings take the places between the two marks."""
-        return self._vision("<|image_pad|>", num_tokens)
+    def marks(self) -> tuple[str | int, str | int]:
+        return self._special("<|vision_start|>"), self._special("<|vision_end|>")
 
-    def video_patch(self, seconds: float, num_tokens: int) -> list[int]:
-        """One temporal patch of a video, whose frames are ``seconds`` into it on average."""
-        stamp = self._tokenizer.encode(f"<{seconds:.1f} seconds>")
-        return stamp + self._vision("<|video_pad|>", num_tokens)
-
-    def _vision(self, pad: str, num_tokens: int) -> list[int]:
-        pads = [self._special(pad)] * num_tokens
-        marks = self._special("<|vision_start|>"), self._special("<|vision_end|>")
-        return self._tokenizer.encode_pieces([marks[0], *pads, marks[1]])
-
-    def _block(self, role: str, text: str) -> list[int]:
-        body = self._tokenizer.encode(text) if text else []
+    def _block(self, role: str, pieces: list[str | int]) -> list[int]:
+        body = self._tokenizer.encode_pieces(_stripped(pieces))
         return self._header(role) + body + self.user_end()
 
     def _unthinking_header(self) -> list[int]:
         thought = [self._think, "\n\n", self._think_end, "\n\n"]
         return self._tokenizer.encode_pieces([self._start, "assistant\n", *thought])
 
-    def _answer(self, message: Message, text_of: TextOf) -> list[int]:
-        text = words(message, text_of).strip()
+    def _answer(self, message: Message) -> list[int]:
+        text = written(message).strip()
         pieces: list[str | int] = [text] if text else []
         calls = [part for part in message.parts if isinstance(part, CallPart)]
         for number, call in enumerate(calls):
@@ -139,6 +128,15 @@ class Qwen3_5Template(ChatTemplate):
             pieces += [self._call, function_text(call), self._call_end]
         body = self._tokenizer.encode_pieces(pieces) if pieces else []
         return self._unthinking_header() + body + self.assistant_end()
+
+
+def _stripped(pieces: list[str | int]) -> list[str | int]:
+    """``pieces`` without space at their beginning and end."""
+    if pieces and isinstance(pieces[0], str):
+        pieces = [pieces[0].lstrip(), *pieces[1:]]
+    if pieces and isinstance(pieces[-1], str):
+        pieces = [*pieces[:-1], pieces[-1].rstrip()]
+    return pieces
 
 
 def function_text(call: CallPart) -> str:

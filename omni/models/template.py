@@ -11,14 +11,38 @@ Source: the ``tokenizer.chat_template`` of Qwen2.5 and SmolLM2 (tests compare wi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 from omni.errors import ModelError
 from omni.models.tokenizer import Tokenizer
-from omni.types import AudioPart, CallPart, Conversation, Message, ResultPart, TextPart, ToolSpec
+from omni.types import (
+    EMBEDDING_ID,
+    AudioPart,
+    CallPart,
+    Conversation,
+    MediaPart,
+    Message,
+    Part,
+    ResultPart,
+    Span,
+    TextPart,
+    TextSpan,
+    ToolSpec,
+)
 
-TextOf = Callable[[AudioPart], str]
-"""What the user said in one spoken turn."""
+
+class Perceived(Protocol):
+    """What became of the sound and the pictures in a conversation."""
+
+    def heard(self, part: AudioPart) -> str:
+        """What the user said in one spoken turn."""
+        ...
+
+    def seen(self, part: MediaPart) -> tuple[Span, ...]:
+        """What there is to see in one picture or clip."""
+        ...
+
 
 _TOOLS_BEFORE = (
     "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -106,24 +130,55 @@ class ChatTemplate:
             text = f'{{"name": {json.dumps(name)}, "arguments":'
         return self._tokenizer.encode(text), text
 
-    def message(self, message: Message, text_of: TextOf) -> list[int]:
-        """One message; a user's is ``user_header() + encode(words) + user_end()``."""
+    def message(self, message: Message, perceived: Perceived) -> list[int]:
+        """One message; a user's is ``user_header() + encode(words) + user_end()``.
+
+        :data:`~omni.types.EMBEDDING_ID` stands for each row of its embedding spans, in order.
+        """
         match message.role:
             case "user" | "system":
-                text = words(message, text_of)
-                body = self._tokenizer.encode(text) if text else []
+                body = self._tokenizer.encode_pieces(self._content(message, perceived))
                 return self._header(message.role) + body + self.user_end()
             case "assistant":
-                return self._assistant(message, text_of)
+                return self._assistant(message)
             case "tool":
                 return self.results([message])
 
-    def render(self, conversation: Conversation, text_of: TextOf) -> list[int]:
+    def render(self, conversation: Conversation, perceived: Perceived) -> list[int]:
         """The whole conversation, without the header of an answer to come."""
         ids = self.system(conversation)
         for run in merge_results(conversation.messages):
-            ids += self.results(run) if len(run) > 1 else self.message(run[0], text_of)
+            ids += self.results(run) if len(run) > 1 else self.message(run[0], perceived)
         return ids
+
+    def marks(self) -> tuple[str | int, str | int]:
+        """What stands before and after the embeddings of one picture.
+
+        Raises:
+            ModelError: the family sees no pictures.
+        """
+        raise ModelError("this model sees no pictures: take one with a vision tower")
+
+    def _content(self, message: Message, perceived: Perceived) -> list[str | int]:
+        """A user's words and pictures; texts and spoken turns have a line each."""
+        pieces: list[str | int] = []
+        for part in message.parts:
+            if isinstance(part, MediaPart):
+                for span in perceived.seen(part):
+                    pieces += self._span(span)
+                continue
+            text = words_of(part, perceived)
+            if text is not None:
+                if pieces and isinstance(pieces[-1], str):
+                    pieces.append("\n")
+                pieces.append(text)
+        return pieces
+
+    def _span(self, span: Span) -> list[str | int]:
+        if isinstance(span, TextSpan):
+            return [span.text]
+        before, after = self.marks()
+        return [before, *[EMBEDDING_ID] * len(span.embeddings), after]
 
     def _special(self, token: str) -> str | int:
         """A special token's id, or its text for a tokenizer that has none."""
@@ -132,9 +187,9 @@ class ChatTemplate:
     def _header(self, role: str) -> list[int]:
         return self._tokenizer.encode_pieces([self._start, role + "\n"])
 
-    def _assistant(self, message: Message, text_of: TextOf) -> list[int]:
+    def _assistant(self, message: Message) -> list[int]:
         calls = [part for part in message.parts if isinstance(part, CallPart)]
-        text = words(message, text_of)
+        text = written(message)
         if text or not calls:
             head, pieces = self._header("assistant"), [text] if text else []
         else:
@@ -167,15 +222,18 @@ def merge_results(messages: Iterable[Message]) -> list[list[Message]]:
     return runs
 
 
-def words(message: Message, text_of: TextOf) -> str:
-    """What a message says: its texts and spoken turns, a line each."""
-    said = []
-    for part in message.parts:
-        if isinstance(part, TextPart):
-            said.append(part.text)
-        elif isinstance(part, AudioPart):
-            said.append(text_of(part))
-    return "\n".join(said)
+def written(message: Message) -> str:
+    """The texts of a message, a line each."""
+    return "\n".join(part.text for part in message.parts if isinstance(part, TextPart))
+
+
+def words_of(part: Part, perceived: Perceived) -> str | None:
+    """What a text or a spoken turn says; None for other parts."""
+    if isinstance(part, TextPart):
+        return part.text
+    if isinstance(part, AudioPart):
+        return perceived.heard(part)
+    return None
 
 
 def tool_description(tool: ToolSpec) -> dict[str, object]:

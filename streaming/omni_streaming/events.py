@@ -397,7 +397,7 @@ def of_call(
 
 def usage_object(usage: Usage) -> Event:
     """Tokens as ``response.done`` reports them; cached tokens are text in a text backbone."""
-    num_input = usage.input_text_tokens + usage.input_audio_tokens
+    num_input = usage.input_text_tokens + usage.input_audio_tokens + usage.input_image_tokens
     num_output = usage.output_text_tokens + usage.output_audio_tokens
     return {
         "total_tokens": num_input + num_output,
@@ -406,7 +406,7 @@ def usage_object(usage: Usage) -> Event:
         "input_token_details": {
             "text_tokens": usage.input_text_tokens,
             "audio_tokens": usage.input_audio_tokens,
-            "image_tokens": 0,
+            "image_tokens": usage.input_image_tokens,
             "cached_tokens": usage.cached_tokens,
             "cached_tokens_details": {
                 "text_tokens": usage.cached_tokens,

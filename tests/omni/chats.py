@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypothesis import strategies as st
@@ -12,8 +13,10 @@ from omni.types import (
     AudioPart,
     CallPart,
     Conversation,
+    MediaPart,
     Message,
     ResultPart,
+    Span,
     TextPart,
     ToolSpec,
 )
@@ -77,8 +80,26 @@ def conversations(messages: st.SearchStrategy[Message]) -> st.SearchStrategy[Con
     )
 
 
-def never(part: AudioPart) -> str:
-    raise AssertionError(part)
+class Perceives:
+    """Spoken turns say what ``says`` makes of them, pictures show what ``shows`` has of them."""
+
+    def __init__(
+        self,
+        says: Callable[[AudioPart], str],
+        shows: Mapping[str, tuple[Span, ...]] | None = None,
+    ) -> None:
+        self.heard = says
+        self._shows = shows or {}
+
+    def seen(self, part: MediaPart) -> tuple[Span, ...]:
+        return self._shows[part.media_id]
+
+
+def _never(part: AudioPart) -> str:
+    raise AssertionError("nobody spoke")
+
+
+NOTHING = Perceives(_never)
 
 
 def for_jinja(conversation: Conversation) -> dict[str, Any]:

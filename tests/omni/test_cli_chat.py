@@ -110,7 +110,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
         return step()
 
     monkeypatch.setattr(talk.engine, "step", interrupted)
-    assert not chat._print_answer(talk, "Count from one to twenty.", False)
+    assert not chat._print_answer(talk, "Count from one to twenty.", [], False)
     assert "[stopped]" in capsys.readouterr().out
     assert "".join(talk.ask("And now?"))
 

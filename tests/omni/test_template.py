@@ -7,7 +7,17 @@ import json
 import jinja2
 import jinja2.sandbox
 import pytest
-from chats import WEATHER, calls, conversations, for_jinja, never, plain, texts, with_tools
+from chats import (
+    NOTHING,
+    WEATHER,
+    Perceives,
+    calls,
+    conversations,
+    for_jinja,
+    plain,
+    texts,
+    with_tools,
+)
 from hypothesis import given, settings
 
 from omni.config import Config, home
@@ -83,7 +93,7 @@ def smollm() -> Setup:
 def test_qwen_renders_what_its_own_template_renders(
     qwen: Setup, conversation: Conversation
 ) -> None:
-    ids = qwen.template.render(conversation, never)
+    ids = qwen.template.render(conversation, NOTHING)
     expected = qwen.jinja(conversation)
     assert ids == qwen.ids_of_text(expected)
 
@@ -94,12 +104,12 @@ def test_smollm_renders_what_its_own_template_renders(
     smollm: Setup, conversation: Conversation
 ) -> None:
     untooled = Conversation(instructions=conversation.instructions, messages=conversation.messages)
-    assert smollm.template.render(untooled, never) == smollm.ids_of_text(smollm.jinja(untooled))
+    assert smollm.template.render(untooled, NOTHING) == smollm.ids_of_text(smollm.jinja(untooled))
 
 
 def test_the_answer_header_is_the_generation_prompt(qwen: Setup) -> None:
     conversation = Conversation(messages=(Message("user", (TextPart("Hello"),)),))
-    ids = qwen.template.render(conversation, never) + qwen.template.assistant_header()
+    ids = qwen.template.render(conversation, NOTHING) + qwen.template.assistant_header()
     assert ids == qwen.ids_of_text(qwen.jinja(conversation, prompt=True))
 
 
@@ -109,7 +119,7 @@ def test_runs_of_messages_concatenate_to_the_whole(
     qwen: Setup, conversation: Conversation, text: str
 ) -> None:
     template, encode = qwen.template, qwen.tokenizer.encode
-    whole = template.render(conversation, never)
+    whole = template.render(conversation, NOTHING)
     spoken = Message("user", (AudioPart("t1"),))
     longer = Conversation(
         instructions=conversation.instructions,
@@ -117,7 +127,7 @@ def test_runs_of_messages_concatenate_to_the_whole(
         messages=(*conversation.messages, spoken),
     )
     words = encode(text) if text else []
-    assert template.render(longer, lambda part: text) == [
+    assert template.render(longer, Perceives(lambda part: text)) == [
         *whole,
         *template.user_header(),
         *words,
@@ -128,7 +138,7 @@ def test_runs_of_messages_concatenate_to_the_whole(
         tools=conversation.tools,
         messages=(*conversation.messages, Message("assistant", (TextPart(text),))),
     )
-    assert template.render(answered, never) == [
+    assert template.render(answered, NOTHING) == [
         *whole,
         *template.assistant_header(),
         *words,
@@ -152,7 +162,11 @@ def test_nobody_but_the_template_writes_special_tokens(qwen: Setup) -> None:
             ),
         )
         special = set(qwen.tokenizer.special_ids.values())
-        return [x for x in qwen.template.render(conversation, lambda part: text) if x in special]
+        return [
+            x
+            for x in qwen.template.render(conversation, Perceives(lambda part: text))
+            if x in special
+        ]
 
     assert skeleton(INJECTION) == skeleton("")
     for token in qwen.tokenizer.special_ids:
@@ -164,7 +178,8 @@ def test_spoken_turns_are_rendered_by_what_was_heard(qwen: Setup) -> None:
         messages=(Message("user", (AudioPart("t1"), TextPart("Also this."))),)
     )
     text = qwen.tokenizer.decode(
-        qwen.template.render(conversation, lambda part: f"Heard {part.turn_id}."), special=True
+        qwen.template.render(conversation, Perceives(lambda part: f"Heard {part.turn_id}.")),
+        special=True,
     )
     assert text.endswith("<|im_start|>user\nHeard t1.\nAlso this.<|im_end|>\n")
 

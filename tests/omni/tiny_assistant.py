@@ -22,6 +22,7 @@ from tiny_backbone import Mixers, decoder_stack
 
 from omni.assistant import Assistant
 from omni.assistant.listening import Hearing
+from omni.assistant.seeing import Blind, Sight
 from omni.config import EngineConfig
 from omni.engine.engine import Engine
 from omni.models import LoadedModel
@@ -140,6 +141,7 @@ def build(
     *,
     max_sessions: int = 4,
     loaded: LoadedModel | None = None,
+    sight: Sight | None = None,
 ) -> Assistant:
     config = config or EngineConfig(num_pages=1024, max_context_tokens=MAX_POSITIONS)
     loaded = loaded or model()
@@ -147,6 +149,7 @@ def build(
         model=loaded,
         engine=Engine(loaded.backbone, config, max_owners=max_sessions),
         hearing=Hearing(StreamingRecogniser(script or Script(), Loudness()), EvenOdds()),
+        sight=sight or Blind(),
         speech=voice(),
         parts=parts,
         instructions="Be brief.",
@@ -161,9 +164,12 @@ def tiny_assistant(
     *,
     max_sessions: int = 4,
     loaded: LoadedModel | None = None,
+    sight: Sight | None = None,
 ) -> Iterator[Assistant]:
     """An assistant whose books must balance, and be empty, at the end."""
-    assistant = build(InlineParts(), script, config, max_sessions=max_sessions, loaded=loaded)
+    assistant = build(
+        InlineParts(), script, config, max_sessions=max_sessions, loaded=loaded, sight=sight
+    )
     yield assistant
     assistant.check_integrity()
     assistant.close()

@@ -1,0 +1,144 @@
+"""Pictures and clips become spans: looked at once each, on the parts thread.
+
+Used by :mod:`omni.assistant.assistant` on the engine thread. What a look yields is the
+:class:`Sight`'s business: embeddings of a native vision tower, or words.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from omni_encoders.clip import read_clip
+from omni_encoders.image import ImageEncoder, PixelLimits, decode_image
+from omni_encoders.video import VideoEncoder, clip_size
+from omni_encoders.vision import VisionTower
+
+from omni.assistant.context import media
+from omni.assistant.priorities import PartPriority
+from omni.assistant.session import Session
+from omni.errors import CancelledError, OmniError
+from omni.parts import Parts, ShouldStop
+from omni.types import Conversation, MediaPart, Span, TextSpan
+
+logger = logging.getLogger(__name__)
+
+MAX_IMAGE_PIXELS = 512 * 512
+"""Of a picture, 256 tokens: a published limit of 16,384 tokens is minutes of a laptop's time."""
+
+SMALL_IMAGE_PIXELS = 256 * 256
+"""Where the client says that a low level of detail is enough: 64 tokens."""
+
+MAX_CLIP_PIXELS = 64 * 256 * 256
+"""Of all frames of a clip together: 2,048 tokens."""
+
+
+class Sight(Protocol):
+    """Eyes: what there is to see in a picture."""
+
+    def look(self, part: MediaPart, should_stop: ShouldStop) -> tuple[Span, ...]:
+        """Look at ``part``; runs on the parts thread.
+
+        Raises:
+            InputError: it is no picture or clip, or a damaged one.
+            CancelledError: ``should_stop()`` became true.
+        """
+        ...
+
+
+class TowerSight:
+    """The eyes of a model with a vision tower: embeddings."""
+
+    def __init__(self, tower: VisionTower) -> None:
+        self._large, self._small = (
+            ImageEncoder(tower, PixelLimits(max_pixels=pixels))
+            for pixels in (MAX_IMAGE_PIXELS, SMALL_IMAGE_PIXELS)
+        )
+        self._video = VideoEncoder(tower)
+        self._side = tower.config.token_pixels
+
+    def look(self, part: MediaPart, should_stop: ShouldStop) -> tuple[Span, ...]:
+        if part.kind == "image":
+            encoder = self._small if part.is_small else self._large
+            return (encoder.encode(decode_image(part.data), should_stop=should_stop),)
+        frames = read_clip(part.data, should_stop)
+        height, width = frames[0].pixels.shape[:2]
+        size = clip_size(
+            len(frames), height, width, multiple=self._side, max_pixels=MAX_CLIP_PIXELS
+        )
+        state = self._video.open(every_ms=None, size=size)
+        spans, state = self._video.encode(frames, state, should_stop)
+        return (*spans, *self._video.tail(state, should_stop))
+
+
+class Blind:
+    """No eyes: the model is told that something was shown."""
+
+    def look(self, part: MediaPart, should_stop: ShouldStop) -> tuple[Span, ...]:
+        return (_told(f"[The user shows {_NAMES[part.kind]}. You cannot see it.]"),)
+
+
+_NAMES = {"image": "a picture", "video": "a video"}
+
+
+def _told(text: str) -> TextSpan:
+    return TextSpan(text=text, start_ms=0, end_ms=0, final=True)
+
+
+class Seeing:
+    """The looks of all sessions.
+
+    ``on_seen`` is called when a session knows one more picture.
+    """
+
+    def __init__(
+        self, sight: Sight, parts: Parts, *, on_seen: Callable[[Session, str], None]
+    ) -> None:
+        self._sight = sight
+        self._parts = parts
+        self._on_seen = on_seen
+
+    def look(self, session: Session, conversation: Conversation) -> set[str]:
+        """Have every picture of ``conversation`` looked at; returns those not yet seen."""
+        wanted = {part.media_id: part for part in media(conversation)}
+        unseen = {k: part for k, part in wanted.items() if k not in session.senses.sights}
+        for media_id, part in unseen.items():
+            if media_id not in session.looks:
+                self._start(session, part)
+        return set(unseen)
+
+    def prune(self, session: Session) -> None:
+        """Forget the pictures that neither the conversation nor a response holds any more."""
+        held = [session.conversation]
+        held += [r.conversation for r in session.responses.values() if r.conversation]
+        kept = {part.media_id for conversation in held for part in media(conversation)}
+        sights = session.senses.sights
+        for media_id in sights.keys() - kept:
+            del sights[media_id]
+        for media_id in session.looks.keys() - kept:
+            session.looks.pop(media_id).cancel()
+
+    def close(self, session: Session) -> None:
+        for ticket in session.looks.values():
+            ticket.cancel()
+        session.looks.clear()
+
+    def _start(self, session: Session, part: MediaPart) -> None:
+        def done(result: tuple[Span, ...] | BaseException) -> None:
+            if session.looks.get(part.media_id) is not ticket:  # forgotten meanwhile
+                return
+            del session.looks[part.media_id]
+            if isinstance(result, CancelledError):
+                return
+            if isinstance(result, BaseException):
+                logger.error("%s %s was not seen: %s", part.kind, part.media_id, result)
+                why = str(result) if isinstance(result, OmniError) else "it cannot be looked at"
+                result = (_told(f"[The user shows {_NAMES[part.kind]}, but {why}.]"),)
+            session.senses.sights[part.media_id] = result
+            self._on_seen(session, part.media_id)
+
+        ticket = self._parts.submit(
+            PartPriority.LOOK, lambda should_stop: self._sight.look(part, should_stop), done
+        )
+        session.looks[part.media_id] = ticket
