@@ -1,7 +1,8 @@
 """Turns the chunks of a step into one :class:`~omni.models.batch.Batch` and runs the backbone.
 
 Called by :mod:`omni.engine.engine`; knows nothing of sampling or policy. Sequences are laid end to
-end; token ids, positions and logits rows become one tensor each.
+end; token ids, positions and logits rows become one tensor each. On a card, decoding steps are
+graphs (:mod:`omni.engine.decoding`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Sequence as Seq
 
 import torch
 
+from omni.engine.decoding import DecodingSteps
 from omni.engine.scheduler import Chunk
 from omni.engine.sequence import Sequence
 from omni.engine.state import State
 from omni.engine.state_cache import StateCache
-from omni.models.batch import Backbone, Batch
+from omni.models.batch import Backbone, Batch, GraphedBackbone
 
 
 class Runner:
@@ -23,14 +25,21 @@ class Runner:
     def __init__(self, backbone: Backbone, cache: StateCache) -> None:
         self._backbone = backbone
         self._cache = cache
+        self._device = backbone.state_spec.device
+        self._decoding: DecodingSteps | None = None
+        if isinstance(backbone, GraphedBackbone) and backbone.capture is not None:
+            self._decoding = DecodingSteps(backbone, cache.view, backbone.capture)
 
     def run(self, chunks: Seq[Chunk]) -> torch.Tensor:
         """Compute ``chunks`` into the state; their sequences only make room in their journals.
 
         Returns logits [R, vocab_size] fp32, one row for each sampled chunk in order.
         """
+        batch = self._batch(chunks)
         with torch.inference_mode():
-            return self._backbone.forward(self._batch(chunks), self._cache.view)
+            if self._decoding is not None and self._decoding.take(batch):
+                return self._decoding.run(batch)
+            return self._backbone.forward(batch.to(self._device), self._cache.view)
 
     def _batch(self, chunks: Seq[Chunk]) -> Batch:
         token_ids: list[int] = []

@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from omni_kernels import memory
 
+from omni.engine.copies import Slots, copies_of
 from omni.engine.shares import Account
 from omni.errors import CapacityError
 from omni.models.batch import StateSpec, StateView
@@ -37,8 +37,7 @@ class Checkpoint:
     """The recurrent layers' state after ``num_tokens`` tokens; never written."""
 
     num_tokens: int
-    recurrent: torch.Tensor  # [L, *recurrent_shape] fp32
-    conv: torch.Tensor | None  # [L, *conv_shape] fp32
+    slots: Slots  # one
 
 
 MAX_PREFIXES = 8
@@ -75,21 +74,26 @@ class StateCache:
         journal_tokens: int = 0,
         replay: Replay | None = None,
     ) -> None:
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device=spec.device)
+
         kv_shape = (2, num_pages + 1, page_tokens, spec.num_kv_heads, spec.head_dim)
         recurrent = conv = journal = None
         if spec.num_recurrent:
             slots = (num_slots + 1, spec.num_recurrent)
-            recurrent = torch.empty(*slots, *spec.recurrent_shape, dtype=torch.float32)
+            recurrent = empty(*slots, *spec.recurrent_shape)
             if spec.conv_shape:
-                conv = torch.empty(*slots, *spec.conv_shape, dtype=torch.float32)
+                conv = empty(*slots, *spec.conv_shape)
             assert min(spec.journal_width, journal_tokens) > 0, "recurrent layers need a journal"
-            journal = torch.empty(*slots, journal_tokens, spec.journal_width, dtype=torch.float32)
+            journal = empty(*slots, journal_tokens, spec.journal_width)
         self.view = StateView(
-            kv=torch.empty(spec.num_attention, *kv_shape, dtype=spec.kv_dtype),
+            kv=empty(spec.num_attention, *kv_shape, dtype=spec.kv_dtype),
             recurrent=recurrent,
             conv=conv,
             journal=journal,
         )
+        self._slots = None if recurrent is None else Slots(recurrent, conv)
+        self._copies = copies_of(spec)
         self._replay = replay
         self.journal_tokens = journal_tokens
         self.num_pages = num_pages
@@ -192,8 +196,7 @@ class StateCache:
 
     def _replace(self, page: int, num_kept: int, account: Account) -> int:
         fresh = self._take(account)
-        kept = slice(0, min(num_kept, self.page_tokens))
-        self.view.kv[:, :, fresh, kept] = self.view.kv[:, :, page, kept]
+        self._copies.page(self.view.kv, page, fresh, min(num_kept, self.page_tokens))
         self.release([page], account)
         return fresh
 
@@ -243,34 +246,28 @@ class StateCache:
 
     def checkpoint(self, slot: int, num_tokens: int) -> Checkpoint:
         """Copy a slot, which holds the state after ``num_tokens`` tokens."""
-        assert self.view.recurrent is not None, "a checkpoint needs recurrent layers"
-        recurrent, conv = (
-            None if part is None else memory.copy(part[slot], torch.empty_like(part[slot]))
-            for part in (self.view.recurrent, self.view.conv)
+        assert self._slots is not None, "a checkpoint needs recurrent layers"
+        recurrent, conv = self._slots.recurrent, self._slots.conv
+        copy = Slots(
+            torch.empty_like(recurrent[:1]), None if conv is None else torch.empty_like(conv[:1])
         )
-        assert recurrent is not None
-        return Checkpoint(num_tokens=num_tokens, recurrent=recurrent, conv=conv)
+        self._copies.slot(self._slots, slot, copy, 0)
+        return Checkpoint(num_tokens=num_tokens, slots=copy)
 
     def load(self, slot: int, checkpoint: Checkpoint | None) -> None:
         """Write a checkpoint (None: the state before the first token, zero) into a slot."""
-        assert self.view.recurrent is not None, "a slot needs recurrent layers"
-        if checkpoint is None:
-            self.view.recurrent[slot].zero_()
-        else:
-            memory.copy(checkpoint.recurrent, self.view.recurrent[slot])
-        if self.view.conv is not None:
-            if checkpoint is None or checkpoint.conv is None:
-                self.view.conv[slot].zero_()
-            else:
-                memory.copy(checkpoint.conv, self.view.conv[slot])
+        assert self._slots is not None, "a slot needs recurrent layers"
+        if checkpoint is not None:
+            self._copies.slot(checkpoint.slots, 0, self._slots, slot)
+            return
+        self._slots.recurrent[slot].zero_()
+        if self._slots.conv is not None:
+            self._slots.conv[slot].zero_()
 
     def copy_slot(self, source: int, target: int, num_rows: int) -> None:
         """Copy a slot with the first ``num_rows`` rows of its journal."""
-        view = self.view
-        assert view.recurrent is not None, "a slot needs recurrent layers"
-        memory.copy(view.recurrent[source], view.recurrent[target])
-        if view.conv is not None:
-            memory.copy(view.conv[source], view.conv[target])
+        assert self._slots is not None, "a slot needs recurrent layers"
+        self._copies.slot(self._slots, source, self._slots, target)
         self.copy_journal(source, target, num_rows)
 
     def copy_journal(self, source: int, target: int, num_rows: int) -> None:

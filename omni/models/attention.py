@@ -29,20 +29,11 @@ class Step:
     @staticmethod
     def of(batch: Batch, state: StateView, cosine: torch.Tensor, sine: torch.Tensor) -> Step:
         """``cosine`` and ``sine`` [N, R / 2] are those of the batch's positions."""
-        page_tokens = state.page_tokens
-        tokens: list[int] = []
-        for b, pages in enumerate(batch.page_table):
-            begin = batch.num_computed[b]
-            end = begin + batch.cu_seqlens[b + 1] - batch.cu_seqlens[b]
-            tokens += [
-                pages[at // page_tokens] * page_tokens + at % page_tokens
-                for at in range(begin, end)
-            ]
         return Step(
             batch=batch,
             cosine=cosine,
             sine=sine,
-            tokens=torch.tensor(tokens, dtype=torch.int64),
+            tokens=torch.tensor(batch.places(state.page_tokens), dtype=torch.int64),
         )
 
 

@@ -8,10 +8,13 @@ width, page_tokens tokens per page.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from omni_kernels.triton_graph import Capture, DecodeInputs
+
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,8 @@ class StateSpec:
     recurrent_shape: tuple[int, ...] = ()  # per slot and recurrent layer, fp32: [HV, V, K]
     conv_shape: tuple[int, ...] = ()  # per slot and recurrent layer, fp32: [width - 1, channels]
     journal_width: int = 0  # per token and recurrent layer, fp32; 0: tokens cannot be replayed
+    device: torch.device = HOST  # where the state lives and batches go
+    on_card: bool = False  # a card's kernels copy it (in their interpreter: on CPU tensors)
 
     @property
     def num_attention(self) -> int:
@@ -83,6 +88,34 @@ class Batch:
     def num_sequences(self) -> int:
         return len(self.cu_seqlens) - 1
 
+    def places(self, page_tokens: int) -> list[int]:
+        """Where each of the N tokens lies in the pages: page id * page_tokens + offset."""
+        places: list[int] = []
+        for b, pages in enumerate(self.page_table):
+            begin = self.num_computed[b]
+            end = begin + self.cu_seqlens[b + 1] - self.cu_seqlens[b]
+            places += [
+                pages[at // page_tokens] * page_tokens + at % page_tokens
+                for at in range(begin, end)
+            ]
+        return places
+
+    def padded_pages(self) -> torch.Tensor:
+        """The page table as int32 [B, most pages], behind each row's own pages the null page."""
+        width = max(map(len, self.page_table))
+        rows = [[*pages, *[0] * (width - len(pages))] for pages in self.page_table]
+        return torch.tensor(rows, dtype=torch.int32)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with its tensors on ``device``."""
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            positions=self.positions.to(device),
+            logits_rows=self.logits_rows.to(device),
+            embeddings=None if self.embeddings is None else self.embeddings.to(device),
+        )
+
 
 class Backbone(Protocol):
     """A decoder stack as the engine sees it."""
@@ -106,5 +139,20 @@ class Backbone(Protocol):
 
         Raises:
             ValueError: there is no journal, or it has no such rows.
+        """
+        ...
+
+
+@runtime_checkable
+class GraphedBackbone(Backbone, Protocol):
+    """A backbone on a card, whose decoding steps can be captured and replayed as graphs."""
+
+    capture: Capture | None
+    """How a step becomes a graph; None: this one's cannot."""
+
+    def decode(self, inputs: DecodeInputs, state: StateView) -> torch.Tensor:
+        """Compute one token of each of B sequences without synchronising.
+
+        Returns logits [B, vocab_size] fp32; rows of nobody (slot 0, place -1) mean nothing.
         """
         ...

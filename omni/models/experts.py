@@ -6,13 +6,14 @@ per row. Source: transformers ``qwen3_5_moe`` (Qwen2MoE's block with a renormali
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from omni.models.layers import GatedFeedForward
+Expert = Callable[[torch.Tensor], torch.Tensor]
+"""A gated feed-forward, [M, D] -> [M, D]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +37,8 @@ class MixtureOfExperts:
         self,
         *,
         router: torch.Tensor,
-        experts: Sequence[GatedFeedForward],
-        shared: GatedFeedForward,
+        experts: Sequence[Expert],
+        shared: Expert,
         shared_gate: torch.Tensor,
         shape: ExpertsShape,
     ) -> None:

@@ -31,16 +31,17 @@ class Rotary:
         theta: float,
         sections: tuple[int, int, int] | None = None,
         interleaved: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
-        self._inverse = 1.0 / (theta**exponents)  # [R/2]
-        self._pairs = torch.arange(dim // 2)
+        self._inverse = (1.0 / (theta**exponents)).to(device)  # [R/2]
+        self._pairs = torch.arange(dim // 2, device=device)
         self._axes: torch.Tensor | None = None
         if sections is not None:
             if sum(sections) != dim // 2:
                 raise ValueError(f"rotary sections {sections} are not {dim // 2} pairs in all")
-            self._axes = torch.tensor(_axes(sections, interleaved=interleaved))
-        self._cosine, self._sine = self._of(torch.arange(_FIRST_POSITIONS))
+            self._axes = torch.tensor(_axes(sections, interleaved=interleaved), device=device)
+        self._cosine, self._sine = self._of(torch.arange(_FIRST_POSITIONS, device=device))
 
     def __call__(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines fp32 [N, R/2] of ``positions`` [N] or [3, N], int64 or floating.
@@ -69,7 +70,7 @@ class Rotary:
     def _tabulate(self, positions: torch.Tensor) -> None:
         while len(positions) and len(self._cosine) <= int(positions.max()):
             size = len(self._cosine)
-            cosine, sine = self._of(torch.arange(size, 2 * size))
+            cosine, sine = self._of(torch.arange(size, 2 * size, device=positions.device))
             self._cosine = torch.cat([self._cosine, cosine])
             self._sine = torch.cat([self._sine, sine])
 

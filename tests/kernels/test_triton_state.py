@@ -48,6 +48,15 @@ def test_a_restored_snapshot_is_what_was_kept() -> None:
     assert all(map(equal_bits, live, before))
 
 
+def test_a_checkpoint_by_itself_has_no_null_slot() -> None:
+    live = bits(3, 2, 2, 16, 16), bits(3, 2, 3, 64)
+    kept = tuple(torch.zeros_like(tensor[:1]) for tensor in live)
+    copy_slots(*live, *kept, ints(2), ints(0))
+    assert not any(bool(tensor.view(torch.int32).any()) for tensor in kept)
+    copy_slots(*live, *kept, ints(2), ints(0), has_null=False)
+    assert all(equal_bits(a[2], b[0]) for a, b in zip(live, kept, strict=True))
+
+
 def test_a_fork_copies_inside_the_pool() -> None:
     pool = bits(6, 1, 2, 16, 16), bits(6, 1, 3, 64)
     expected = tuple(tensor.clone() for tensor in pool)
@@ -79,7 +88,9 @@ def test_pools_that_differ_are_refused() -> None:
 def test_the_operators_tell_torch_what_they_change() -> None:
     a, b = torch.randn(3, 1, 1, 16, 16), torch.randn(3, 1, 3, 64)
     pair = ints(1), ints(2)
-    torch.library.opcheck(torch.ops.omni.copy_slots.default, (a, b, a.clone(), b.clone(), *pair))
+    torch.library.opcheck(
+        torch.ops.omni.copy_slots.default, (a, b, a.clone(), b.clone(), *pair, True)
+    )
     torch.library.opcheck(torch.ops.omni.fork_slots.default, (a, b, *pair))
     torch.library.opcheck(
         torch.ops.omni.copy_pages.default, (torch.randn(2, 2, 3, 4, 1, 16), *pair)

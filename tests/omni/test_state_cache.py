@@ -195,7 +195,7 @@ def test_checkpoint_and_load_are_bitwise_and_independent_of_the_slot() -> None:
         assert torch.equal(view.recurrent[slot], recurrent)
         assert torch.equal(view.conv[slot], conv)
     view.recurrent[a] += 1  # a checkpoint is a value: the slot's life does not reach it
-    assert torch.equal(checkpoint.recurrent, recurrent)
+    assert torch.equal(checkpoint.slots.recurrent[0], recurrent)
     cache.release_slot(a)
     cache.check_integrity([], [b])
 

@@ -209,6 +209,18 @@ def decoder_stack(
 
     Greedy decoding never chooses a token from ``num_sayable`` on.
     """
+    config, values = stack_parts(
+        seed=seed, vocab_size=vocab_size, max_positions=max_positions, mixers=mixers
+    )
+    if num_sayable is not None:
+        values["head"][num_sayable:] = 0
+    return DecoderStack(config, values)
+
+
+def stack_parts(
+    *, seed: int = 0, vocab_size: int = 97, max_positions: int = 512, mixers: Mixers = ATTENTION
+) -> tuple[BackboneConfig, dict[str, torch.Tensor]]:
+    """What :func:`decoder_stack` is made of."""
     delta = None
     if "recurrent" in mixers:
         delta = DeltaShape(
@@ -240,8 +252,6 @@ def decoder_stack(
         "head": weight(config.vocab_size, size) * 3,
         "final_norm": torch.ones(size),
     }
-    if num_sayable is not None:
-        values["head"][num_sayable:] = 0
     qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     for index in range(config.num_layers):
         prefix = f"layers.{index}."
@@ -267,7 +277,7 @@ def decoder_stack(
                 prefix + "delta.norm": torch.ones(delta.value_dim),
                 prefix + "delta.out": weight(size, delta.value_channels),
             }
-    return DecoderStack(config, values)
+    return config, values
 
 
 class Watched:

@@ -35,12 +35,13 @@ def copy_kernel(
     more_target_stride,
     sources,
     targets,
+    FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     block = tl.program_id(0)
     a = tl.load(sources + tl.program_id(1)).to(tl.int64)
     b = tl.load(targets + tl.program_id(1)).to(tl.int64)
-    if (a < 0) | (b <= 0):
+    if (a < 0) | (b < FIRST):
         return
     blocks = tl.cdiv(num_words, BLOCK)
     if block < blocks:
@@ -63,6 +64,8 @@ def copy_slots(
     to_conv: torch.Tensor,
     sources: torch.Tensor,
     targets: torch.Tensor,
+    *,
+    has_null: bool = True,
 ) -> None:
     """Copy slots of one pool to another: a snapshot or a restore, one launch.
 
@@ -73,6 +76,8 @@ def copy_slots(
         to_conv: [S', L, W - 1, C], the same types. Mutated.
         sources: int32 [B] slots; a pair with a negative one is left out.
         targets: int32 [B] slots, different; a pair with 0 or a negative one is left out.
+        has_null: whether slot 0 of the targets is nobody's; False: it is one like the others (a
+            checkpoint by itself).
 
     Raises:
         ValueError: the pools' slots differ or are not contiguous.
@@ -86,7 +91,7 @@ def copy_slots(
                 f"{name}: slots of {source.dtype} {list(source.shape[1:])} do not fit those of "
                 f"{target.dtype} {list(target.shape[1:])}"
             )
-    _copy_slots(recurrent, conv, to_recurrent, to_conv, sources, targets)
+    _copy_slots(recurrent, conv, to_recurrent, to_conv, sources, targets, has_null)
 
 
 def fork_slots(
@@ -108,6 +113,8 @@ def plan_slots(
     to_conv: torch.Tensor,
     sources: torch.Tensor,
     targets: torch.Tensor,
+    *,
+    has_null: bool = True,
 ) -> Launch:
     """Plan the launch of :func:`copy_slots`."""
     first, more = _words(recurrent), _words(conv)
@@ -130,6 +137,7 @@ def plan_slots(
             "more_target_stride": to_more.stride(0),
             "sources": sources,
             "targets": targets,
+            "FIRST": 1 if has_null else 0,
             "BLOCK": BLOCK,
         },
         num_warps=4,
@@ -157,6 +165,7 @@ def plan_pages(kv: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -
             "more_target_stride": 0,
             "sources": sources,
             "targets": targets,
+            "FIRST": 1,
             "BLOCK": BLOCK,
         },
         num_warps=4,
@@ -178,8 +187,10 @@ def _copy_slots(
     to_conv: torch.Tensor,
     sources: torch.Tensor,
     targets: torch.Tensor,
+    has_null: bool,
 ) -> None:
-    plan_slots(recurrent, conv, to_recurrent, to_conv, sources, targets).run()
+    parts = recurrent, conv, to_recurrent, to_conv
+    plan_slots(*parts, sources, targets, has_null=has_null).run()
 
 
 @torch.library.custom_op("omni::fork_slots", mutates_args=("recurrent", "conv"))
