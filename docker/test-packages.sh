@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs the programs that tests and benchmarks use beside Python's packages: a browser,
-# two speech synthesisers, recorded human speech. Does nothing when all are there; never fails: tests
-# that miss one are skipped with a reason.
+# Installs the programs that tests and benchmarks use beside Python's packages: a browser, two
+# speech synthesisers, recorded human speech, a compiler for ARM and an emulator of it. Does nothing
+# when all are there; never fails: tests that miss one are skipped with a reason.
 #
 # POCKETSPHINX_TESTDATA: where the recordings lie (default: Debian's folder).
 set -u
@@ -9,7 +9,8 @@ set -u
 recordings=${POCKETSPHINX_TESTDATA:-/usr/share/pocketsphinx/test/data}
 
 missing=""
-for pair in chromium:chromium chromedriver:chromium-driver espeak-ng:espeak-ng flite:flite sox:sox; do
+for pair in chromium:chromium chromedriver:chromium-driver espeak-ng:espeak-ng flite:flite sox:sox \
+    aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64-static:qemu-user-static; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -d "$recordings" ] || missing="$missing pocketsphinx-testdata"

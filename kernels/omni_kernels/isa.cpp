@@ -6,6 +6,8 @@
 
 #if OMNI_X86
 #include <cpuid.h>
+#elif OMNI_ARM && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace omni {
@@ -22,8 +24,16 @@ Isa best() {
       __builtin_cpu_supports("avx512vnni"))
     return kAvx512Vnni;
   if (avx2) return kAvx2;
+#elif OMNI_ARM && defined(__ARM_FEATURE_DOTPROD)
+  return kNeon;  // the compiler was told so; Apple's always is
+#elif OMNI_ARM && defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return kNeon;
 #endif
   return kScalar;
+}
+
+bool runs(int wanted) {
+  return wanted == kScalar || wanted == best() || (wanted == kAvx2 && best() == kAvx512Vnni);
 }
 
 std::atomic<int> chosen{-1};
@@ -42,14 +52,17 @@ Isa isa() {
 extern "C" {
 
 // Raised whenever an exported function changes; library.py refuses another version.
-int omni_version() { return 5; }
+int omni_version() { return 6; }
 
-// The best path of this machine: 0 scalar, 1 AVX2, 2 AVX-512 VNNI.
+// The best path of this machine: 0 scalar, 1 AVX2, 2 AVX-512 VNNI, 3 NEON with dot products.
 int omni_best_isa() { return omni::best(); }
+
+// Whether this machine can run a path.
+int omni_runs_isa(int wanted) { return omni::runs(wanted); }
 
 // Force a path; returns 0, or -1 when this machine cannot run it.
 int omni_set_isa(int wanted) {
-  if (wanted < 0 || wanted > omni::best()) return -1;
+  if (!omni::runs(wanted)) return -1;
   omni::chosen.store(wanted, std::memory_order_relaxed);
   return 0;
 }

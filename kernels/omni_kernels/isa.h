@@ -9,9 +9,22 @@
 #define OMNI_X86 0
 #endif
 
+// sdot in chosen functions of a library for any ARMv8: not with compilers that know it only when it
+// is on for everything (Clang below 16), unless it is.
+#if defined(__aarch64__) && !defined(__AARCH64EB__) && defined(__ARM_FEATURE_DOTPROD)
+#define OMNI_ARM 1
+#define OMNI_NEON
+#elif defined(__aarch64__) && !defined(__AARCH64EB__) && defined(__GNUC__) && \
+    (!defined(__clang__) || __clang_major__ >= 16)
+#define OMNI_ARM 1
+#define OMNI_NEON __attribute__((target("arch=armv8.2-a+dotprod")))
+#else
+#define OMNI_ARM 0
+#endif
+
 namespace omni {
 
-enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512Vnni = 2 };
+enum Isa : int { kScalar = 0, kAvx2 = 1, kAvx512Vnni = 2, kNeon = 3 };
 
 Isa isa();
 

@@ -3,8 +3,8 @@
 Every CPU kernel calls :func:`cpu`; ``None`` means the torch path. The library is a plain shared
 object (no Python.h) called through ctypes, which releases the interpreter lock for each call.
 
-``OMNI_KERNELS`` = ``torch`` | ``scalar`` | ``avx2`` | ``avx512`` forces a path; otherwise the best
-one that this machine can run is used.
+``OMNI_KERNELS`` = ``torch`` | ``scalar`` | ``avx2`` | ``avx512`` | ``neon`` forces a path;
+otherwise the best one that this machine can run is used.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from typing import Literal
 
 from omni.errors import ConfigError
 
-Backend = Literal["avx512vnni", "avx2", "scalar", "torch"]
+Backend = Literal["avx512vnni", "avx2", "neon", "scalar", "torch"]
 
 ENVIRONMENT = "OMNI_KERNELS"
-_VERSION = 5  # of the functions below; raised together with omni_version() of isa.cpp
-_ISAS: tuple[Backend, ...] = ("scalar", "avx2", "avx512vnni")  # index: enum Isa of isa.h
+_VERSION = 6  # of the functions below; raised together with omni_version() of isa.cpp
+_ISAS: tuple[Backend, ...] = ("scalar", "avx2", "avx512vnni", "neon")  # index: enum Isa of isa.h
 _FORCED: dict[str, Backend] = {
     "torch": "torch",
     "scalar": "scalar",
     "avx2": "avx2",
     "avx512": "avx512vnni",
+    "neon": "neon",
 }
 _SIGNATURES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "omni_version": (c_int, ()),
     "omni_best_isa": (c_int, ()),
+    "omni_runs_isa": (c_int, (c_int,)),
     "omni_set_isa": (c_int, (c_int,)),
     "omni_set_num_threads": (None, (c_int,)),
     "omni_num_threads": (c_int, ()),
@@ -130,7 +132,7 @@ def brief() -> ctypes.CDLL | None:
 
 
 def backend() -> Backend:
-    """Return the path in use: ``avx512vnni``, ``avx2``, ``scalar`` or ``torch``."""
+    """Return the path in use: ``avx512vnni``, ``avx2``, ``neon``, ``scalar`` or ``torch``."""
     cpu()
     return _state.backend
 
@@ -153,8 +155,8 @@ def available() -> tuple[str, ...]:
     library = _load()
     if library is None:
         return ("torch",)
-    best: int = library.omni_best_isa()
-    return ("torch", *(name for name, isa in _FORCED.items() if isa in _ISAS[: best + 1]))
+    runs = {isa for index, isa in enumerate(_ISAS) if library.omni_runs_isa(index)}
+    return ("torch", *(name for name, isa in _FORCED.items() if isa in runs))
 
 
 def set_num_threads(count: int) -> None:
@@ -208,7 +210,7 @@ def _choose(wanted: str) -> None:
     best: int = library.omni_best_isa()
     isa = _ISAS.index(_FORCED[wanted]) if wanted else best
     if library.omni_set_isa(isa) != 0:
-        raise ConfigError(f"{ENVIRONMENT} is {wanted!r}, but this CPU has at most {_ISAS[best]}")
+        raise ConfigError(f"{ENVIRONMENT} is {wanted!r}, but this CPU has {_ISAS[best]}")
     _state.library, _state.brief = library, _declare(ctypes.PyDLL(library._name))
     _state.backend, _state.ready = _ISAS[isa], True
 

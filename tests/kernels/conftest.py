@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +19,11 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=("torch", "scalar", "avx2", "avx512"))
+ARM = platform.machine().lower() in ("aarch64", "arm64")
+PATHS = ("torch", "scalar", *(("neon",) if ARM else ("avx2", "avx512")))
+
+
+@pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Select one path for the test, then the best one again."""
     if request.param not in library.available():

@@ -34,6 +34,8 @@ const LinearPath& path() {
 #if OMNI_X86
   if (isa() == kAvx512Vnni) return kAvx512Linear;
   if (isa() == kAvx2) return kAvx2Linear;
+#elif OMNI_ARM
+  if (isa() == kNeon) return kNeonLinear;
 #endif
   return kScalarLinear;
 }

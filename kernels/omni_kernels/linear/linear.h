@@ -80,6 +80,8 @@ extern const LinearPath kScalarLinear;
 #if defined(__x86_64__)
 extern const LinearPath kAvx2Linear;
 extern const LinearPath kAvx512Linear;
+#elif defined(__aarch64__)
+extern const LinearPath kNeonLinear;
 #endif
 
 // Quantise 32 values (the last group may have fewer): q = round-half-even(x * (127 / max|x|)).
