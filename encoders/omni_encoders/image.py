@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 from omni.errors import InputError
 from omni.types import EmbeddingSpan
 from omni_encoders.features import fitted_size, patchify, resize
-from omni_encoders.image_header import read_header
+from omni_encoders.image_header import inspect
 from omni_encoders.vision import Grid, StopCheck, VisionConfig, VisionTower, token_positions
-
-MIN_SIDE_PIXELS = 10  # below it an image is a tracking pixel or a mistake: there is nothing to see
-MAX_SOURCE_PIXELS = 64 * 2**20  # a 50-megapixel photograph passes; decoded it takes 150 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +38,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     Raises:
         InputError: not an image, cut off, damaged, animated, too small or too large.
     """
-    header = read_header(data)
-    size = f"{header.width}x{header.height}"
-    if header.is_animated:
-        raise InputError(f"the {header.kind} image is animated; send one frame of it, or a video")
-    if header.width * header.height > MAX_SOURCE_PIXELS:
-        raise InputError(
-            f"the image has {size} pixels, expected at most {MAX_SOURCE_PIXELS:,}; reduce it"
-        )
-    if min(header.width, header.height) < MIN_SIDE_PIXELS:
-        raise InputError(
-            f"the image has {size} pixels, expected at least {MIN_SIDE_PIXELS} on each side"
-        )
+    header = inspect(data)
     try:
         # Unchanged: the other modes drop transparency instead of showing what is behind it.
         decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)

@@ -33,6 +33,31 @@ class ImageHeader:
     is_animated: bool = False
 
 
+MIN_SIDE_PIXELS = 10  # below it an image is a tracking pixel or a mistake: there is nothing to see
+MAX_SOURCE_PIXELS = 64 * 2**20  # a 50-megapixel photograph passes; decoded it takes 150 MB
+
+
+def inspect(data: bytes) -> ImageHeader:
+    """Read the header of an image that is to be decoded.
+
+    Raises:
+        InputError: as :func:`read_header`; or animated, too small or too large.
+    """
+    header = read_header(data)
+    size = f"{header.width}x{header.height}"
+    if header.is_animated:
+        raise InputError(f"the {header.kind} image is animated; send one frame of it, or a video")
+    if header.width * header.height > MAX_SOURCE_PIXELS:
+        raise InputError(
+            f"the image has {size} pixels, expected at most {MAX_SOURCE_PIXELS:,}; reduce it"
+        )
+    if min(header.width, header.height) < MIN_SIDE_PIXELS:
+        raise InputError(
+            f"the image has {size} pixels, expected at least {MIN_SIDE_PIXELS} on each side"
+        )
+    return header
+
+
 def read_header(data: bytes) -> ImageHeader:
     """Read the header of a whole file.
 

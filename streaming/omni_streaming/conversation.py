@@ -22,6 +22,7 @@ from omni.types import (
     CallPart,
     Conversation,
     Mark,
+    MediaPart,
     Message,
     Part,
     ResultPart,
@@ -29,7 +30,7 @@ from omni.types import (
     ToolSpec,
 )
 
-ContentType = Literal["input_text", "input_audio", "output_text", "output_audio"]
+ContentType = Literal["input_text", "input_audio", "input_image", "output_text", "output_audio"]
 
 MAX_HISTORY_CHARS = 16 * 2**20
 """Text of all items as they came in; the longest context is a thousandth of it."""
@@ -37,10 +38,16 @@ MAX_HISTORY_CHARS = 16 * 2**20
 MAX_HISTORY_AUDIO_BYTES = 32 * 2**20
 """Audio kept per session for ``conversation.item.retrieve``; the oldest goes first."""
 
+MAX_HISTORY_IMAGES = 32
+MAX_HISTORY_IMAGE_BYTES = 64 * 2**20
+"""Pictures kept per session; beyond either limit the oldest leave the context."""
+
 BYTES_PER_TOKEN = 3
 """UTF-8 bytes that count as one token where the session has to guess (English is nearer to 4)."""
 TOKENS_PER_MESSAGE = 8
 """Header and end of one message in a chat template."""
+TOKENS_PER_IMAGE = 260
+"""The most that a picture becomes: 256 embeddings and the marks around them."""
 AUTO_RETENTION_RATIO = 0.8
 """``truncation: auto`` keeps this share of the context, so that cuts are rare and caches last."""
 
@@ -53,6 +60,7 @@ class Content:
     text: str | None
     turn_id: str | None = None  # of input audio that the assistant heard
     is_shown: bool = True  # transcripts are the client's only if it asked for transcription
+    media: MediaPart | None = None  # of an input image; None once it has left the context
 
 
 class Spoken:
@@ -186,6 +194,8 @@ class Item:
 
 
 def _shown(content: Content) -> dict[str, Any]:
+    if content.type == "input_image":  # not repeated: it may be larger than a frame
+        return {"type": content.type}
     is_audio = content.type in ("input_audio", "output_audio")
     text = content.text if content.is_shown else None
     return {"type": content.type, "transcript" if is_audio else "text": text}
@@ -263,6 +273,7 @@ class ItemList:
         self._by_id[item.id] = item
         self._num_chars[item.id] = item.num_chars
         self.num_chars += item.num_chars
+        self._drop_old_pictures()
         return self._items[at - 1].id if at else None
 
     def previous_id(self, item_id: str) -> str | None:
@@ -290,6 +301,19 @@ class ItemList:
         self.num_chars = 0
         self._audio.clear()
         self._audio_bytes = 0
+
+    def _drop_old_pictures(self) -> None:
+        """Keep the pictures within their limits; the newest stays whatever its size."""
+        num_bytes = num_images = 0
+        for item in reversed(self._items):
+            for content in reversed(item.content):
+                if content.media is None:
+                    continue
+                num_images += 1
+                num_bytes += len(content.media.data)
+                is_over = num_images > MAX_HISTORY_IMAGES or num_bytes > MAX_HISTORY_IMAGE_BYTES
+                if is_over and num_images > 1:
+                    content.media = None
 
     # --- Audio kept for retrieval ----------------------------------------------------------------
 
@@ -368,7 +392,8 @@ def estimate_tokens(text: str) -> int:
 def _item_tokens(item: Item) -> int:
     texts = [c.text or "" for c in item.content]
     texts += [item.name, item.arguments, item.output]
-    return TOKENS_PER_MESSAGE + sum(map(estimate_tokens, texts))
+    images = sum(c.media is not None for c in item.content)
+    return TOKENS_PER_MESSAGE + images * TOKENS_PER_IMAGE + sum(map(estimate_tokens, texts))
 
 
 def render(items: Iterable[Item], instructions: str, tools: tuple[ToolSpec, ...]) -> Conversation:
@@ -421,7 +446,9 @@ def _message(item: Item, called: set[str]) -> tuple[_Role, tuple[Part, ...]]:
         return "assistant", (TextPart(text),) if text and not item.is_notice else ()
     parts: list[Part] = []
     for content in item.content:
-        if content.turn_id is not None and content.text != "":
+        if content.media is not None:
+            parts.append(content.media)
+        elif content.turn_id is not None and content.text != "":
             parts.append(AudioPart(content.turn_id, content.text))
         elif content.text:
             parts.append(TextPart(content.text))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omni.errors import InputError
-from omni.types import INPUT_RATE_HZ
+from omni.types import INPUT_RATE_HZ, MediaPart
 from omni.types import Conversation as Context
 from omni_streaming import events
 from omni_streaming.audio import (
@@ -37,6 +37,7 @@ from omni_streaming.items import (
     ItemReference,
     ResponseParams,
 )
+from omni_streaming.pictures import read_data_uri
 from omni_streaming.settings import tool_specs
 
 if TYPE_CHECKING:
@@ -159,11 +160,11 @@ class Requests:
 
     def _new_item(self, source: AnyItem, param: str) -> tuple[Item, list[tuple[str, bytes]]]:
         """An item of the client's, and (turn id, bytes) of audio that has to be heard."""
-        size = len(source.model_dump_json(exclude={"content": {"__all__": {"audio"}}}))
+        size = len(source.model_dump_json(exclude={"content": {"__all__": {"audio", "image_url"}}}))
         if size > MAX_ITEM_JSON_BYTES:
             raise ClientError(
                 "invalid_value",
-                f"The item is {size} bytes of JSON without its audio; the limit is "
+                f"The item is {size} bytes of JSON without audio and images; the limit is "
                 f"{MAX_ITEM_JSON_BYTES}.",
                 param,
             )
@@ -186,11 +187,8 @@ class Requests:
         for index, part in enumerate(source.content):
             where = f"{param}.content[{index}]"
             if isinstance(part, InputImage):
-                raise ClientError(
-                    "invalid_value",
-                    "Images are not supported by this model yet; send text or audio.",
-                    where,
-                )
+                item.content.append(self._picture(part, f"{where}.image_url"))
+                continue
             if not isinstance(part, InputAudio):
                 item.content.append(Content(part.type, part.text))
                 continue
@@ -206,6 +204,15 @@ class Requests:
             if part.audio is not None:
                 audio.append((turn_id, self._decode_samples(part.audio, f"{where}.audio")))
         return item, audio
+
+    def _picture(self, part: InputImage, where: str) -> Content:
+        try:
+            data = read_data_uri(part.image_url)
+        except InputError as error:
+            raise ClientError("invalid_value", str(error), where) from None
+        media_id = self._session.new_id("image")
+        media = MediaPart(media_id, "image", data, is_small=part.detail == "low")
+        return Content("input_image", None, media=media)
 
     def _hear(self, audio: list[tuple[str, bytes]], *, is_kept: bool) -> None:
         """Let the assistant hear audio that came inside items."""

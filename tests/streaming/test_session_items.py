@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
-from omni_streaming.conversation import MAX_HISTORY_CHARS
+import cv2
+import numpy as np
+import pytest
+from omni_streaming.conversation import MAX_HISTORY_CHARS, MAX_HISTORY_IMAGES
 from omni_streaming.send_queue import SendQueue
 
 from omni.config import Config, EngineConfig, ServerConfig
@@ -15,8 +19,10 @@ from omni.types import (
     Discard,
     Edit,
     Feed,
+    MediaPart,
     Open,
     Respond,
+    TextPart,
 )
 from tests.streaming.driver import (
     ITEM,
@@ -30,7 +36,7 @@ from tests.streaming.driver import (
 )
 
 
-def user_item(**part: object) -> dict[str, object]:
+def user_item(**part: object) -> dict[str, Any]:
     return {"type": "message", "role": "user", "content": [part]}
 
 
@@ -62,15 +68,76 @@ def test_a_retrieved_item_fits_in_a_frame_however_long_its_audio() -> None:
     assert 900_000 < len(json.dumps(events[0])) < 2**20
 
 
-def test_images_are_refused_with_a_reason() -> None:
+PNG = base64.b64encode(cv2.imencode(".png", np.full((16, 16, 3), 90, np.uint8))[1]).decode()
+
+
+def user_image(url: str, **more: str) -> dict[str, Any]:
+    return user_item(type="input_image", image_url=url, **more)
+
+
+def test_an_image_is_part_of_the_message_and_is_not_repeated() -> None:
     driver = Driver()
-    image = "data:image/png;base64,iVBORw0KGgo="
-    error = driver.send(
-        "conversation.item.create", item=user_item(type="input_image", image_url=image)
-    )[0]["error"]
-    assert (error["code"], error["param"]) == ("invalid_value", "item.content[0]")
-    assert "not supported" in error["message"]
+    item = user_image(f"data:image/png;base64,{PNG}", detail="low")
+    item["content"].append({"type": "input_text", "text": "What is this?"})
+    created = driver.send("conversation.item.create", item=item)
+    assert types(created) == ITEM
+    assert created[0]["item"]["content"] == [
+        {"type": "input_image"},
+        {"type": "input_text", "text": "What is this?"},
+    ]
+    (message,) = driver.commands_of(Edit)[-1].conversation.messages
+    picture, text = message.parts
+    assert isinstance(picture, MediaPart)
+    assert (picture.kind, picture.is_small) == ("image", True)
+    assert picture.data == base64.b64decode(PNG)
+    assert text == TextPart("What is this?")
+
+
+def test_images_sent_under_one_item_id_are_told_apart() -> None:
+    driver = Driver()
+    for _ in range(2):
+        item = user_image(f"data:image/png;base64,{PNG}") | {"id": "mine"}
+        driver.send("conversation.item.create", item=item)
+        driver.send("conversation.item.delete", item_id="mine")
+    edits = [edit.conversation.messages for edit in driver.commands_of(Edit)]
+    ids = [message[0].parts[0].media_id for message in edits if message]  # type: ignore[union-attr]
+    assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("https://example.org/cat.jpg", "never fetched"),
+        ("cat.jpg", "never fetched"),
+        ("data:text/plain;base64,aGk=", "'text/plain'"),
+        (f"data:image/png,{PNG}", "not base64"),
+        ("data:image/png;base64,%%%", "not valid base64"),
+        ("data:image/png;base64,aGVsbG8=", "expected a JPEG, PNG, WebP or GIF"),
+        (f"data:image/png;base64,{PNG[:40]}", "ends too early"),
+    ],
+)
+def test_a_bad_image_is_refused_with_the_reason(url: str, reason: str) -> None:
+    driver = Driver()
+    error = driver.send("conversation.item.create", item=user_image(url))[0]["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "item.content[0].image_url")
+    assert reason in error["message"]
     assert len(driver.session.items) == 0
+
+
+def test_an_image_is_known_by_its_content_whatever_it_calls_itself() -> None:
+    driver = Driver()
+    item = user_image(f"data:image/jpeg;base64,{PNG}")
+    assert types(driver.send("conversation.item.create", item=item)) == ITEM
+
+
+def test_the_oldest_images_leave_the_context_beyond_the_limit() -> None:
+    driver = Driver()
+    for _ in range(MAX_HISTORY_IMAGES + 3):
+        item = user_image(f"data:image/png;base64,{PNG}")
+        item["content"].append({"type": "input_text", "text": "What is this?"})
+        driver.send("conversation.item.create", item=item)
+    messages_ = driver.commands_of(Edit)[-1].conversation.messages
+    assert [len(message.parts) for message in messages_] == [1] * 3 + [2] * MAX_HISTORY_IMAGES
 
 
 def test_an_item_too_large_for_a_frame_is_refused() -> None:

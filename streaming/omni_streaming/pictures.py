@@ -1,0 +1,46 @@
+"""Pictures inside client messages: a data URI becomes the bytes of a file that can be decoded.
+
+Called by :mod:`omni_streaming.requests`. Headers only: nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+from omni_encoders.image_header import inspect
+
+from omni.errors import InputError
+
+MAX_SHOWN_CHARS = 40
+"""Of a bad address, in a message."""
+
+_DATA_URI = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.ASCII)
+
+
+def read_data_uri(uri: str) -> bytes:
+    """The file in a base64 data URI: a still JPEG, PNG, WebP or GIF, whatever it calls itself.
+
+    Raises:
+        InputError: another kind of address, no image by its name, bad base64, or a file that
+            :func:`omni_encoders.image_header.inspect` refuses.
+    """
+    match = _DATA_URI.match(uri)
+    if match is None:
+        shown = uri[:MAX_SHOWN_CHARS] + ("..." if len(uri) > MAX_SHOWN_CHARS else "")
+        raise InputError(
+            f"The image is at {shown!r}, expected a data URI (data:image/jpeg;base64,...): "
+            "images are never fetched from elsewhere."
+        )
+    mime, options = match.groups()
+    if not mime.lower().startswith("image/"):
+        raise InputError(f"The data URI holds {mime or 'text'!r}, expected image/jpeg or another.")
+    if not options.lower().endswith(";base64"):
+        raise InputError("The image is not base64; expected data:image/jpeg;base64,...")
+    try:
+        data = base64.b64decode(uri[match.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"The image is not valid base64: {error}.") from None
+    inspect(data)
+    return data
