@@ -123,7 +123,8 @@ def test_compose_publishes_on_this_machine_only_and_insists_on_a_key() -> None:
 
 # --- test-packages.sh ----------------------------------------------------------------------------
 
-PROGRAMS = ("chromium", "chromedriver", "espeak-ng", "flite", "sox")
+ARM = ("aarch64-linux-gnu-g++", "qemu-aarch64-static")
+PROGRAMS = ("chromium", "chromedriver", "espeak-ng", "flite", "sox", *ARM)
 
 
 def run_script(
@@ -163,7 +164,7 @@ def test_script_is_silent_when_all_is_there(tmp_path: Path) -> None:
 
 
 def test_script_installs_only_what_is_missing(tmp_path: Path) -> None:
-    said, calls = run_script(tmp_path, ("chromium", "flite", "sox"), "exit 0")
+    said, calls = run_script(tmp_path, ("chromium", "flite", "sox", *ARM), "exit 0")
     assert said == "installing for the tests: chromium-driver espeak-ng pocketsphinx-testdata\n"
     (call,) = calls
     assert call.endswith("chromium-driver espeak-ng pocketsphinx-testdata")
@@ -186,8 +187,8 @@ def test_script_without_apt_or_rights_says_what_is_skipped(
     said, calls = run_script(tmp_path, (), apt, is_root=is_root)
     assert calls == []
     assert said.startswith("tests that need them are skipped")
-    names = "chromium chromium-driver espeak-ng flite sox pocketsphinx-testdata"
-    assert said.rstrip().endswith(f": {names}")
+    names = "chromium chromium-driver espeak-ng flite sox g++-aarch64-linux-gnu qemu-user-static"
+    assert said.rstrip().endswith(f": {names} pocketsphinx-testdata")
 
 
 def test_script_is_posix() -> None:
