@@ -48,6 +48,7 @@ class EngineConfig:
     max_context_tokens: int = 8192  # longest sequence; the family's own limit may be lower
     journal_tokens: int = 64  # recurrent layers: rollback by replay this far, then a checkpoint
     step_tokens: int = 128  # token budget of one step: bounds how long a step can take
+    device: str = "auto"  # where the backbone runs: cpu, cuda (any card), auto: cuda if it is there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,9 @@ class Config:
 
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+CHOICES = {"log_level": LOG_LEVELS, "engine.device": ("auto", "cpu", "cuda")}
+"""What a setting can be that is one of a few words."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "engine_threads": (0, math.inf),
@@ -173,8 +177,8 @@ def _build(cls: type[_T], values: Mapping[str, Any], prefix: str) -> _T:
 
 
 def _checked(value: Any, name: str) -> Any:
-    if name == "log_level" and value not in LOG_LEVELS:
-        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(LOG_LEVELS)}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(CHOICES[name])}")
     if name in RANGES:
         low, high = RANGES[name]
         if not low <= value <= high:

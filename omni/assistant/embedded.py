@@ -17,6 +17,7 @@ from omni.assistant.seeing import Blind, TowerSight
 from omni.config import Config, home
 from omni.engine.engine import Engine
 from omni.models import load
+from omni.models.device import choose
 from omni.models.loading import Progress
 from omni.parts import Parts
 from omni.speech.registry import open_decoder
@@ -28,6 +29,7 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
     ``progress(done, total)`` counts parameters repacked; called on a model's first start only.
 
     Raises:
+        ConfigError: ``engine.device`` asks for a card that is not here.
         ModelError: a setting names no model of its role, or a weight file is missing or corrupt;
             the message says what to do.
     """
@@ -43,6 +45,7 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
         progress=progress,
         adapter=adapter,
         thinking=config.model.thinking,
+        device=choose(config.engine.device),
     )
     engine = Engine(model.backbone, config.engine, max_owners=config.server.max_sessions)
     recogniser = Recogniser(recogniser_folder, threads=sizes.parts)

@@ -145,6 +145,7 @@ def _open(config: Config, args: argparse.Namespace) -> TextChat:
     from omni.config import home
     from omni.engine.engine import SamplingParams
     from omni.models import load
+    from omni.models.device import choose
 
     root = home(config)
     path = store.find(config.model.backbone, root, role="backbone")
@@ -158,6 +159,7 @@ def _open(config: Config, args: argparse.Namespace) -> TextChat:
         progress=show_progress,
         adapter=adapter,
         thinking=config.model.thinking,
+        device=choose(config.engine.device),
     )
     params = SamplingParams(
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tokens=args.max_tokens

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import omni
 from omni import config, store, threads
 from omni.cli import COMMANDS, EXIT_FAILED, add_config_options, read_config
-from omni.errors import ModelError, OmniError
+from omni.errors import ConfigError, ModelError, OmniError
 
 if TYPE_CHECKING:
     from omni.cli import Subparsers
@@ -80,6 +80,7 @@ def examine(settings: config.Config) -> Iterator[Finding]:
     yield from examine_system(settings)
     yield from examine_packages()
     yield from examine_kernels()
+    yield from examine_device(settings)
     yield from examine_models(settings, home)
     yield from examine_disk(settings, home)
     yield from examine_port(settings.server.host, settings.server.port)
@@ -174,6 +175,32 @@ def examine_kernels() -> Iterator[Finding]:
             )
         else:
             yield Finding("ok", f"kernels: compiled, {backend}")
+
+
+def examine_device(settings: config.Config) -> Iterator[Finding]:
+    """Where the backbone would run; never an unproven place without a word."""
+    wanted = settings.engine.device
+    try:
+        device = importlib.import_module("omni.models.device")
+    except (ImportError, OmniError):  # said above: by the packages or the kernels
+        return
+    hardware = device.look()
+    try:
+        chosen = device.resolve(wanted, hardware)
+    except ConfigError as error:
+        what, _, advice = str(error).partition("; ")
+        yield Finding("missing", what, advice)
+        return
+    if chosen == "cpu":
+        yield Finding("ok", f"the backbone runs on the CPU (engine.device is {wanted})")
+        return
+    yield Finding(
+        "note",
+        f"the backbone runs on {hardware.card} (engine.device is {wanted}): unproven, its kernels "
+        "have been tested in an interpreter and have not run on a card",
+        "check this card with `python kernels/bench_gpu.py --gate-only`, or stay on the CPU: "
+        "--set engine.device=cpu",
+    )
 
 
 def examine_models(settings: config.Config, home: Path) -> Iterator[Finding]:

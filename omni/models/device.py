@@ -11,16 +11,19 @@ import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
 from omni.errors import ConfigError
 from omni.models.backbone import BackboneConfig, DecoderStack
-from omni.models.batch import Backbone
 from omni.models.parameters import Parameter
 
+if TYPE_CHECKING:
+    from omni.models.card import CardStack
+
 Device = Literal["cpu", "cuda"]
+Stack: TypeAlias = "DecoderStack | CardStack"
 
 _log = logging.getLogger(__name__)
 
@@ -77,9 +80,7 @@ def choose(wanted: str) -> Device:
     return device
 
 
-def build_stack(
-    config: BackboneConfig, values: Mapping[str, Parameter], device: Device
-) -> Backbone:
+def build_stack(config: BackboneConfig, values: Mapping[str, Parameter], device: Device) -> Stack:
     """Make the stack of ``config`` from ``values`` (host memory) where ``device`` says.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,8 +14,10 @@ from omni.errors import ModelError
 from omni.models import registry, repacked, weights
 from omni.models.adapter import Adapter
 from omni.models.backbone import BackboneConfig, DecoderStack
+from omni.models.device import Device, Stack, build_stack
 from omni.models.family import Family, Format
 from omni.models.gguf_file import GGUFFile
+from omni.models.parameters import Parameter
 from omni.models.template import ChatTemplate
 from omni.models.tokenizer import Tokenizer
 from omni.models.weights import SafetensorsFolder
@@ -30,7 +32,7 @@ Precision = Literal["int8", "fp32"]
 class LoadedModel:
     """Everything that a conversation needs of a model."""
 
-    backbone: DecoderStack
+    backbone: Stack
     tokenizer: Tokenizer
     template: ChatTemplate
     name: str
@@ -46,20 +48,22 @@ def load(
     precision: Precision = "int8",
     adapter: Path | str | None = None,
     thinking: bool = False,
+    device: Device = "cpu",
 ) -> LoadedModel:
     """Open the GGUF file or the Hugging Face folder at ``path``.
 
     The first time, int8 weights are repacked into ``home / "repacked"``; later starts map that.
     ``precision="fp32"`` dequantises everything instead: the reference, large and slow. ``adapter``
     is the folder of a LoRA adapter that is merged into the weights. With ``thinking`` answers
-    begin with a thought.
+    begin with a thought. ``device`` is where the backbone runs (:mod:`omni.models.device`).
 
     Raises:
         ModelError: missing, damaged, of an unknown architecture, or short of tensors; or asked to
-            think and not made to.
+            think and not made to; or of a shape that ``device`` cannot run.
     """
     source = _open(Path(path))
-    backbone = _stack(source, home, progress, precision, adapter)
+    values = _values(source, home, progress, precision, adapter)
+    backbone = build_stack(source.config, values, device)
     if isinstance(source.checkpoint, GGUFFile):
         metadata = source.checkpoint.metadata
         tokenizer = Tokenizer.from_gguf(metadata)
@@ -90,7 +94,8 @@ def load_backbone(
     adapter: Path | str | None = None,
 ) -> DecoderStack:
     """Open the weights alone (a folder need not have a tokenizer); as :func:`load` otherwise."""
-    return _stack(_open(Path(path)), home, progress, precision, adapter)
+    source = _open(Path(path))
+    return DecoderStack(source.config, _values(source, home, progress, precision, adapter))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +155,13 @@ def _vision(source: _Source, precision: Precision) -> VisionTower | None:
     return VisionTower(config, tensors, precision=precision)
 
 
-def _stack(
+def _values(
     source: _Source,
     home: Path,
     progress: Progress | None,
     precision: Precision,
     adapter: Path | str | None,
-) -> DecoderStack:
+) -> Mapping[str, Parameter]:
     family, config, checkpoint = source.family, source.config, source.checkpoint
     plan = family.plan(config, source.format, checkpoint.names)
     weights.check(plan, checkpoint, family.ignored(config))
@@ -167,7 +172,6 @@ def _stack(
         plan = low_rank.applied(plan, described)
         files, origin = [*files, *low_rank.files], f"{origin} with {low_rank.path.resolve()}"
     if precision == "fp32":
-        return DecoderStack(config, weights.read_dense(plan, checkpoint))
+        return weights.read_dense(plan, checkpoint)
     folder = home / "repacked" / repacked.key_of(files)
-    values = repacked.open_or_make(folder, plan, checkpoint, progress, source=origin)
-    return DecoderStack(config, values)
+    return repacked.open_or_make(folder, plan, checkpoint, progress, source=origin)

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from omni import config, store
 from omni.cli import doctor, main
+from omni.models import device
 
 
 def settings(**values: object) -> config.Config:
@@ -125,6 +126,29 @@ def test_kernel_path_is_named() -> None:
 
     (finding,) = doctor.examine_kernels()
     assert ("torch" if backend() == "torch" else backend()) in finding.what
+
+
+def test_the_device_is_named_and_a_card_is_called_unproven(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nothing = device.Hardware(card=None, has_triton=False)
+    monkeypatch.setattr(device, "look", lambda: nothing)
+    (finding,) = doctor.examine_device(settings())
+    assert (finding.level, finding.what) == (
+        "ok",
+        "the backbone runs on the CPU (engine.device is auto)",
+    )
+    (finding,) = doctor.examine_device(settings(engine__device="cuda"))
+    assert finding.level == "missing"
+    assert finding.what == 'engine.device is "cuda", but PyTorch finds no card that it can use'
+    assert finding.advice == 'set it to "auto" or "cpu"'
+    card = device.Hardware(card="Card", has_triton=True)
+    monkeypatch.setattr(device, "look", lambda: card)
+    (finding,) = doctor.examine_device(settings())
+    assert finding.level == "note"
+    assert "runs on Card" in finding.what
+    assert "have not run on a card" in finding.what
+    assert "engine.device=cpu" in finding.advice
 
 
 def test_ones_own_weights_are_accepted(tmp_path: Path) -> None:
