@@ -6,9 +6,12 @@ to what was heard is not.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from omni_streaming.assembly import assemble
 
@@ -22,7 +25,7 @@ from tests.streaming.serving import Socket, serving_on_a_thread, socket
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("qwen3_5")
-    make("dense", 2, vocab_size=960).save_pretrained(path)
+    make("vision", 2, vocab_size=960).save_pretrained(path)
     make_tokenizer().save_pretrained(path)
     return path
 
@@ -59,6 +62,24 @@ def test_chat_answers_from_the_folder(folder: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr()
     assert printed.out.strip()
     assert "24 out" in printed.err
+
+
+def test_chat_answers_about_a_picture_from_the_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photo.png").write_bytes(photo())
+    options = ["--set", f"home={folder / 'chat'}", "--model", str(folder), "--max-tokens", "4"]
+    image = ["--image", str(tmp_path / "photo.png")]
+    assert main(["chat", *options, "--stats", *image, "What is this?"]) == 0
+    assert capsys.readouterr().out.strip()
+    (tmp_path / "photo.png").write_bytes(photo()[:200])
+    assert main(["chat", *options, *image, "What is this?"]) == 1
+    assert "the image ends too early" in capsys.readouterr().err
+
+
+def photo() -> bytes:
+    pixels = np.random.default_rng(1).integers(0, 256, (128, 96, 3), dtype=np.uint8)
+    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 async def given(client: Socket, num_deltas: int) -> str:
@@ -114,3 +135,26 @@ async def test_a_spoken_answer_is_truncated_to_what_was_heard(url: str) -> None:
         # What was not heard is gone from the context: 60 tokens were said, few of them heard.
         grown = after["usage"]["input_tokens"] - answered["usage"]["input_tokens"]
         assert 0 < grown < 60
+
+
+@pytest.mark.weights
+async def test_a_picture_is_seen_once_and_stays_in_the_context(url: str) -> None:
+    async with socket(url) as client:
+        session = {"type": "realtime", "output_modalities": ["text"], "max_output_tokens": 8}
+        await client.send("session.update", session=session)
+        await client.until("session.updated")
+        image = f"data:image/png;base64,{base64.b64encode(photo()).decode()}"
+        item = {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_image", "image_url": image}],
+        }
+        await client.send("conversation.item.create", item=item)
+        await client.ask("What is this?")
+        first = (await client.until("response.done"))["response"]["usage"]
+        assert first["input_token_details"]["image_tokens"] == 70  # seen as 320 x 224 pixels
+        await client.ask("And what is behind it?")
+        second = (await client.until("response.done"))["response"]["usage"]
+        details = second["input_token_details"]
+        assert details["image_tokens"] == 70
+        assert details["cached_tokens"] >= first["input_tokens"]
