@@ -68,13 +68,19 @@ def test_page_size_may_be_any(path: str) -> None:
         assert error(paged_attention(*case), case, 32**-0.5) < 2e-6
 
 
-def test_any_cut_into_chunks_gives_the_same_bits(path: str) -> None:
+@pytest.mark.parametrize(
+    ("heads", "dim"), [((4, 2), 16), ((14, 2), 64), ((8, 2), 256), ((3, 3), 80)]
+)
+def test_any_cut_into_chunks_gives_the_same_bits(
+    path: str, heads: tuple[int, int], dim: int
+) -> None:
     if path == "torch":
         pytest.skip("the torch path promises closeness only")
-    whole = make([(0, 600)], (4, 2), 16)
+    whole = make([(0, 600)], heads, dim)
     expected = paged_attention(*whole)
-    for chunk in (1, 37, 64, 511):
-        starts = range(0, 600, chunk) if chunk > 1 else (0, 63, 64, 511, 512, 599)
+    for chunk in (1, 2, 3, 7, 37, 64, 511):
+        edges = (0, 63, 64, 253, 255, 256, 510, 511, 512, 599)
+        starts = range(0, 600, chunk) if chunk > 7 else edges
         for first in starts:
             last = min(first + chunk, 600)
             got = paged_attention(

@@ -6,9 +6,11 @@
 namespace omni {
 
 constexpr int kBlockKeys = 64;      // keys scored at once, at multiples of 64
-constexpr int kSegmentKeys = 512;   // keys of one partial result, at multiples of 512
+constexpr int kSegmentKeys = 256;   // keys of one partial result, at multiples of 256
 constexpr int kTileQueries = 32;    // queries (rows x heads of one key head) computed together
+constexpr int kFewQueries = 8;      // up to so many, reading costs more than arithmetic
 constexpr int kMaxHeadDim = 512;
+constexpr int kLineFloats = 16;     // of a cache line
 
 struct Attention {
   const float* q;                // [N, heads, dim], rows q_stride apart
@@ -29,13 +31,22 @@ struct Attention {
   int64_t group() const { return heads / kv_heads; }  // query heads of one key head
 };
 
-// Some rows of one sequence and one key head.
+// Some rows of one sequence and one key head; with few queries, of several key heads, because
+// their keys lie side by side in memory.
 struct AttentionTile {
   int64_t sequence;
   int64_t first_row;  // in N
   int64_t rows;
   int64_t kv_head;
+  int64_t kv_heads;  // from kv_head on
   int64_t position;  // of first_row in its sequence
+
+  int64_t queries(const Attention& problem) const { return kv_heads * rows * problem.group(); }
+};
+
+struct BlockRows {
+  const float* keys[kBlockKeys];
+  const float* values[kBlockKeys];
 };
 
 // Scratch of one thread.
@@ -44,16 +55,17 @@ struct alignas(64) AttentionBuffers {
   float keys[kMaxHeadDim * kBlockKeys];     // [dim, kBlockKeys]
   float scores[kTileQueries * kBlockKeys];  // then probabilities
   float decay[kTileQueries];
-  const float* key_rows[2][kBlockKeys];  // of this block and the next
-  const float* value_rows[2][kBlockKeys];
+  BlockRows rows[2];  // this block and the next
 };
 
 // A partial result: [queries, dim] weighted values, then the maximum and the weight of each
-// query; query = row * group + head. dim is a whole number of the path's vectors.
+// query; query = (key head * rows + row) * group + head. dim is a whole number of the path's
+// vectors.
+// segment() fetches ahead within its thread's part, which ends before segment part_last.
 struct AttentionPath {
   int width;
   void (*segment)(const Attention& problem, const AttentionTile& tile, int64_t segment,
-                  AttentionBuffers& buffers, float* state);
+                  int64_t part_last, AttentionBuffers& buffers, float* state);
   void (*merge)(const Attention& problem, int64_t queries, float* into, const float* from);
   void (*finish)(const Attention& problem, const AttentionTile& tile, const float* state);
 };

@@ -12,6 +12,12 @@ namespace {
 
 // Below this many multiply-adds one thread is done before another has woken up.
 constexpr int64_t kParallelWork = 100 * 1000;
+// Floats of one token that one thread reads: enough for long reads, and two blocks of keys and
+// values, this one and the next, stay in a second-level cache.
+constexpr int64_t kTogetherFloats = 512;
+// Several, so that a thread that is late leaves work to the others; few, because the beginning of
+// a part is not fetched ahead.
+constexpr int64_t kPartsPerThread = 4;
 
 // The widest path whose vectors divide the head dimension; null when none does.
 const AttentionPath* path(int64_t dim) {
@@ -22,14 +28,24 @@ const AttentionPath* path(int64_t dim) {
   return dim % kAttention128.width == 0 ? &kAttention128 : nullptr;
 }
 
+// Key heads of a tile with so many queries for each.
+int64_t heads_together(const Attention& problem, int64_t queries) {
+  if (queries > kFewQueries) return 1;
+  return std::clamp<int64_t>(std::min(kTileQueries / queries, kTogetherFloats / problem.dim), 1,
+                             problem.kv_heads);
+}
+
 std::vector<AttentionTile> cut(const Attention& problem, int64_t sequences) {
   const int64_t height = std::max<int64_t>(1, kTileQueries / problem.group());
   std::vector<AttentionTile> tiles;
   for (int64_t b = 0; b < sequences; ++b)
-    for (int64_t row = problem.cu_seqlens[b]; row < problem.cu_seqlens[b + 1]; row += height)
-      for (int64_t head = 0; head < problem.kv_heads; ++head)
-        tiles.push_back({b, row, std::min(height, problem.cu_seqlens[b + 1] - row), head,
+    for (int64_t row = problem.cu_seqlens[b]; row < problem.cu_seqlens[b + 1]; row += height) {
+      const int64_t rows = std::min(height, problem.cu_seqlens[b + 1] - row);
+      const int64_t together = heads_together(problem, rows * problem.group());
+      for (int64_t head = 0; head < problem.kv_heads; head += together)
+        tiles.push_back({b, row, rows, head, std::min(together, problem.kv_heads - head),
                          problem.num_computed[b] + row - problem.cu_seqlens[b]});
+    }
   // Longest first, so that no thread begins a long tile when the others are done.
   std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) {
     return a.position + a.rows > b.position + b.rows;
@@ -56,37 +72,42 @@ std::unique_ptr<float[]> uninitialised(int64_t count) {
 
 void attend(const Attention& problem, const AttentionPath& use, int64_t sequences) {
   const std::vector<AttentionTile> tiles = cut(problem, sequences);
-  const int64_t group = problem.group();
-  const int64_t state = std::max<int64_t>(kTileQueries, group) * (problem.dim + 2);
-  int64_t work = 0, pieces = 0;
+  int64_t work = 0, pieces = 0, queries = 0;
   for (const AttentionTile& tile : tiles) {
-    work += tile.rows * group * (tile.position + tile.rows) * problem.dim * 2;
+    work += tile.queries(problem) * (tile.position + tile.rows) * problem.dim * 2;
     pieces += num_segments(tile);
+    queries = std::max(queries, tile.queries(problem));
   }
+  const int64_t state = queries * (problem.dim + 2);
   const int64_t count = static_cast<int64_t>(tiles.size());
 
   // Whether segments run one after another or at once, their arithmetic and the order in which
   // they are merged are the same.
   if (work >= kParallelWork && pieces > count && count < 4 * num_threads()) {
-    struct Piece {
-      int64_t tile, segment;
+    struct Part {  // some segments of a tile
+      int64_t tile, first, last, state;
     };
-    std::vector<Piece> all;
-    std::vector<int64_t> first;
-    for (int64_t t = 0; t < count; ++t) {
-      first.push_back(static_cast<int64_t>(all.size()));
-      for (int64_t s = 0; s < num_segments(tiles[t]); ++s) all.push_back({t, s});
+    const int64_t wanted = kPartsPerThread * num_threads();
+    const int64_t longest = (pieces + wanted - 1) / wanted;
+    std::vector<Part> parts;
+    std::vector<int64_t> first_state;
+    for (int64_t t = 0, made = 0; t < count; made += num_segments(tiles[t]), ++t) {
+      first_state.push_back(made);
+      for (int64_t s = 0, n = num_segments(tiles[t]); s < n; s += longest)
+        parts.push_back({t, s, std::min(s + longest, n), made + s});
     }
     const auto states = uninitialised(pieces * state);
     auto compute = [&](int64_t i) {
-      use.segment(problem, tiles[all[i].tile], all[i].segment, buffers(),
-                  states.get() + i * state);
+      const Part& part = parts[i];
+      for (int64_t s = part.first; s < part.last; ++s)
+        use.segment(problem, tiles[part.tile], s, part.last, buffers(),
+                    states.get() + (part.state + s - part.first) * state);
     };
-    parallel_for(pieces, compute);
+    parallel_for(static_cast<int64_t>(parts.size()), compute);
     for (int64_t t = 0; t < count; ++t) {
-      float* into = states.get() + first[t] * state;
+      float* into = states.get() + first_state[t] * state;
       for (int64_t s = 1; s < num_segments(tiles[t]); ++s)
-        use.merge(problem, tiles[t].rows * group, into, into + s * state);
+        use.merge(problem, tiles[t].queries(problem), into, into + s * state);
       use.finish(problem, tiles[t], into);
     }
     return;
@@ -96,10 +117,10 @@ void attend(const Attention& problem, const AttentionPath& use, int64_t sequence
     const AttentionTile& tile = tiles[i];
     const int64_t segments = num_segments(tile);
     const auto states = uninitialised(segments > 1 ? 2 * state : state);
-    use.segment(problem, tile, 0, buffers(), states.get());
+    use.segment(problem, tile, 0, segments, buffers(), states.get());
     for (int64_t s = 1; s < segments; ++s) {
-      use.segment(problem, tile, s, buffers(), states.get() + state);
-      use.merge(problem, tile.rows * group, states.get(), states.get() + state);
+      use.segment(problem, tile, s, segments, buffers(), states.get() + state);
+      use.merge(problem, tile.queries(problem), states.get(), states.get() + state);
     }
     use.finish(problem, tile, states.get());
   };

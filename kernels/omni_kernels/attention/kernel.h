@@ -3,8 +3,12 @@
 // Scores are vectors along keys: the keys of a block are transposed into a buffer that all queries
 // of the tile share, so one (query, key) dot product is one chain of multiply-adds over the
 // dimension, however many queries there are. A row's result is the same bits alone or in a batch.
+//
+// Few queries wait for memory: their keys are transposed in registers, the tile has several key
+// heads, so that whole tokens are read, and the next block is fetched at the arithmetic's pace.
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "../simd.h"
 #include "attention.h"
@@ -16,6 +20,38 @@ namespace OMNI_WIDTH_NAMESPACE {
 constexpr int kRowsAtOnce = 4;  // the switches below name its remainders
 constexpr int kVectors = kWidth == 16 ? 4 : 2;
 static_assert(kBlockKeys % (kWidth * kVectors) == 0, "a block is whole strips of vectors");
+// Vectors of up to 8 queries at once: for 9 accumulators or 18 beside the keys.
+constexpr int kFewVectors = kWidth == 8 ? 1 : 2;
+// Floats from token to token from which on 32 keys are too many for the few places of a
+// first-level cache that their lines compete for.
+constexpr int64_t kFarApartFloats = 512;
+
+// Rows to be fetched, a few floats for each step of the arithmetic.
+struct Ahead {
+  const float* const* row;
+  const float* const* last;
+  int64_t floats;  // of one row
+  int64_t at = 0;
+  int due = 0;  // floats of a line not yet fetched
+};
+
+template <int FLOATS>
+OMNI_INLINE void fetch(Ahead& ahead) {
+  if (ahead.row == ahead.last) return;
+  int lines = FLOATS / kLineFloats;
+  if (FLOATS % kLineFloats) {
+    ahead.due += FLOATS;
+    lines = ahead.due / kLineFloats;
+    ahead.due %= kLineFloats;
+  }
+  for (int i = 0; i < lines; ++i) {
+    __builtin_prefetch(*ahead.row + ahead.at);
+    ahead.at += kLineFloats;
+    if (ahead.at < ahead.floats) continue;
+    ahead.at = 0;
+    if (++ahead.row == ahead.last) return;
+  }
+}
 
 // Transpose the keys of a block to [dim, kBlockKeys] and fetch its values, which come next.
 // Fetches are spread over the arithmetic: one row of one head is too short for the hardware to
@@ -34,6 +70,37 @@ OMNI_FN static __attribute__((noinline)) void transpose(const float* const* rows
       store(to + kBlockKeys, b);
       store(to + 2 * kBlockKeys, c);
       store(to + 3 * kBlockKeys, e);
+    }
+}
+
+// As transpose and score for ROWS queries of each of `heads` key heads: chains in the same order,
+// so the same bits, but the turned keys stay in registers.
+template <int ROWS, int VECTORS>
+OMNI_FN static void score_few(const float* q, int64_t heads, int64_t dim, const float* const* rows,
+                              Ahead& ahead, float* scores) {
+  for (int first = 0; first < kBlockKeys; first += kWidth * VECTORS)
+    for (int64_t head = 0; head < heads; ++head) {
+      const float* query = q + head * ROWS * dim;
+      V acc[ROWS][VECTORS];
+      for (int r = 0; r < ROWS; ++r)
+        for (int i = 0; i < VECTORS; ++i) acc[r][i] = set1(0.0f);
+      for (int64_t d = 0; d < dim; d += 4) {
+        fetch<4 * kWidth * VECTORS>(ahead);
+        V key[VECTORS][4];
+        for (int i = 0; i < VECTORS; ++i) {
+          for (int c = 0; c < 4; ++c)
+            key[i][c] = load_lanes(rows + first + i * kWidth + c, head * dim + d);
+          transpose4(key[i][0], key[i][1], key[i][2], key[i][3]);
+        }
+        for (int c = 0; c < 4; ++c)
+          for (int r = 0; r < ROWS; ++r) {
+            const V value = set1(query[r * dim + d + c]);
+            for (int i = 0; i < VECTORS; ++i) acc[r][i] = fma(value, key[i][c], acc[r][i]);
+          }
+      }
+      for (int r = 0; r < ROWS; ++r)
+        for (int i = 0; i < VECTORS; ++i)
+          store(scores + (head * ROWS + r) * kBlockKeys + first + i * kWidth, acc[r][i]);
     }
 }
 
@@ -58,19 +125,19 @@ OMNI_FN static void score(const float* q, int64_t dim, const float* keys, float*
   }
 }
 
-// o = o * decay + p V for ROWS queries and VECTORS vectors of the dimension; fetches `ahead`.
+// o = o * decay + p V for ROWS queries and VECTORS vectors of the dimension, which are at
+// `at` in o and `offset` floats behind `rows`.
 template <int ROWS, int VECTORS>
 OMNI_FN static void weigh(const float* p, const float* decay, const float* const* rows,
-                          const float* const* ahead, int count, int64_t dim, int64_t at,
+                          int64_t offset, Ahead& ahead, int count, int64_t dim, int64_t at,
                           float* o) {
   V acc[ROWS][VECTORS];
   for (int r = 0; r < ROWS; ++r)
     for (int i = 0; i < VECTORS; ++i)
       acc[r][i] = load(o + r * dim + at + i * kWidth) * set1(decay[r]);
   for (int j = 0; j < count; ++j) {
-    const float* row = rows[j] + at;
-    if (ahead)
-      for (int64_t d = 0; d < dim; d += 16) __builtin_prefetch(ahead[j] + d);
+    const float* row = rows[j] + offset;
+    fetch<VECTORS * kWidth>(ahead);
     V value[VECTORS];
     for (int i = 0; i < VECTORS; ++i) value[i] = load(row + i * kWidth);
     for (int r = 0; r < ROWS; ++r) {
@@ -107,27 +174,97 @@ OMNI_FN static __attribute__((noinline)) void soften(float* scores, int64_t vali
   most = next;
 }
 
+// Keys that lie far apart are taken 16 at a time: more of their lines would push each other out.
 template <int ROWS>
-OMNI_FN static void score_tile(AttentionBuffers& buffers, int64_t query, int64_t dim) {
-  score<ROWS>(buffers.q + query * dim, dim, buffers.keys, buffers.scores + query * kBlockKeys);
+OMNI_FN static void score_rows_of_few(AttentionBuffers& buffers, const Attention& problem,
+                                      int64_t heads, const float* const* rows, Ahead& ahead) {
+  if (problem.kv_heads * problem.dim < kFarApartFloats)
+    score_few<ROWS, kFewVectors>(buffers.q, heads, problem.dim, rows, ahead, buffers.scores);
+  else
+    score_few<ROWS, 1>(buffers.q, heads, problem.dim, rows, ahead, buffers.scores);
+}
+
+// `each` queries of each of `heads` key heads.
+OMNI_FN static void score_tile_of_few(AttentionBuffers& buffers, const Attention& problem,
+                                      int64_t heads, int64_t each, const float* const* rows,
+                                      Ahead& ahead) {
+  switch (each) {
+    case 1: score_rows_of_few<1>(buffers, problem, heads, rows, ahead); break;
+    case 2: score_rows_of_few<2>(buffers, problem, heads, rows, ahead); break;
+    case 3: score_rows_of_few<3>(buffers, problem, heads, rows, ahead); break;
+    case 4: score_rows_of_few<4>(buffers, problem, heads, rows, ahead); break;
+    case 5: score_rows_of_few<5>(buffers, problem, heads, rows, ahead); break;
+    case 6: score_rows_of_few<6>(buffers, problem, heads, rows, ahead); break;
+    case 7: score_rows_of_few<7>(buffers, problem, heads, rows, ahead); break;
+    default: score_rows_of_few<8>(buffers, problem, heads, rows, ahead); break;
+  }
 }
 
 template <int ROWS>
-OMNI_FN static void weigh_tile(AttentionBuffers& buffers, int64_t query, const float* const* rows,
-                               const float* const* ahead, int count, int64_t dim, float* state) {
+OMNI_FN static void score_rows(AttentionBuffers& buffers, int64_t query, int64_t dim) {
+  score<ROWS>(buffers.q + query * dim, dim, buffers.keys, buffers.scores + query * kBlockKeys);
+}
+
+OMNI_FN static void score_tile(AttentionBuffers& buffers, int64_t queries, int64_t dim,
+                               const float* const* rows, const float* const* values) {
+  transpose(rows, values, dim, buffers.keys);
+  for (int64_t query = 0; query < queries; query += kRowsAtOnce)
+    switch (queries - query) {
+      case 1: score_rows<1>(buffers, query, dim); break;
+      case 2: score_rows<2>(buffers, query, dim); break;
+      case 3: score_rows<3>(buffers, query, dim); break;
+      default: score_rows<4>(buffers, query, dim); break;
+    }
+}
+
+// Queries from `query` on of key head `head`, counted from the tile's first.
+template <int ROWS, int VECTORS = kVectors>
+OMNI_FN static void weigh_rows(AttentionBuffers& buffers, int64_t query, int64_t head,
+                               const float* const* rows, Ahead& ahead, int count, int64_t dim,
+                               float* state) {
   const float* p = buffers.scores + query * kBlockKeys;
   const float* decay = buffers.decay + query;
   float* o = state + query * dim;
   int64_t at = 0;
-  for (; at + kWidth * kVectors <= dim; at += kWidth * kVectors, ahead = nullptr)
-    weigh<ROWS, kVectors>(p, decay, rows, ahead, count, dim, at, o);
-  for (; at < dim; at += kWidth) weigh<ROWS, 1>(p, decay, rows, nullptr, count, dim, at, o);
+  for (; at + kWidth * VECTORS <= dim; at += kWidth * VECTORS)
+    weigh<ROWS, VECTORS>(p, decay, rows, head * dim + at, ahead, count, dim, at, o);
+  for (; at < dim; at += kWidth)
+    weigh<ROWS, 1>(p, decay, rows, head * dim + at, ahead, count, dim, at, o);
+}
+
+OMNI_FN static void weigh_tile_of_few(AttentionBuffers& buffers, int64_t heads, int64_t each,
+                                      const float* const* rows, Ahead& ahead, int n, int64_t dim,
+                                      float* o) {
+  constexpr int kFew = kFewVectors;  // more rows leave fewer registers
+  for (int64_t head = 0, at = 0; head < heads; ++head, at += each)
+    switch (each) {
+      case 1: weigh_rows<1>(buffers, at, head, rows, ahead, n, dim, o); break;
+      case 2: weigh_rows<2>(buffers, at, head, rows, ahead, n, dim, o); break;
+      case 3: weigh_rows<3>(buffers, at, head, rows, ahead, n, dim, o); break;
+      case 4: weigh_rows<4>(buffers, at, head, rows, ahead, n, dim, o); break;
+      case 5: weigh_rows<5, kFew>(buffers, at, head, rows, ahead, n, dim, o); break;
+      case 6: weigh_rows<6, kFew>(buffers, at, head, rows, ahead, n, dim, o); break;
+      case 7: weigh_rows<7, kFew>(buffers, at, head, rows, ahead, n, dim, o); break;
+      default: weigh_rows<8, kFew>(buffers, at, head, rows, ahead, n, dim, o); break;
+    }
+}
+
+OMNI_FN static void weigh_tile(AttentionBuffers& buffers, int64_t queries,
+                               const float* const* rows, Ahead& ahead, int n, int64_t dim,
+                               float* o) {
+  for (int64_t at = 0; at < queries; at += kRowsAtOnce)
+    switch (queries - at) {
+      case 1: weigh_rows<1>(buffers, at, 0, rows, ahead, n, dim, o); break;
+      case 2: weigh_rows<2>(buffers, at, 0, rows, ahead, n, dim, o); break;
+      case 3: weigh_rows<3>(buffers, at, 0, rows, ahead, n, dim, o); break;
+      default: weigh_rows<4>(buffers, at, 0, rows, ahead, n, dim, o); break;
+    }
 }
 
 // Find the rows of the keys `first` .. `first + count - 1`; the last one fills the block, where
 // scores are masked and values unused.
 OMNI_FN static void locate(const Attention& problem, const AttentionTile& tile, int64_t first,
-                           int64_t count, const float** keys, const float** values) {
+                           int64_t count, BlockRows& rows) {
   const int64_t* pages = problem.pages + problem.page_offsets[tile.sequence];
   const int64_t token = problem.kv_heads * problem.dim;
   int64_t page = first / problem.page_tokens, inside = first % problem.page_tokens;
@@ -136,13 +273,13 @@ OMNI_FN static void locate(const Attention& problem, const AttentionTile& tile, 
     int64_t offset =
         (pages[page] * problem.page_tokens + inside) * token + tile.kv_head * problem.dim;
     for (; inside < problem.page_tokens && j < count; ++inside, ++j, offset += token) {
-      keys[j] = problem.k + offset;
-      values[j] = problem.v + offset;
+      rows.keys[j] = problem.k + offset;
+      rows.values[j] = problem.v + offset;
     }
   }
   for (; j < kBlockKeys; ++j) {
-    keys[j] = keys[count - 1];
-    values[j] = values[count - 1];
+    rows.keys[j] = rows.keys[count - 1];
+    rows.values[j] = rows.values[count - 1];
   }
 }
 
@@ -151,20 +288,22 @@ OMNI_INLINE int64_t block_count(int64_t end, int64_t first) {
 }
 
 OMNI_FN static void segment(const Attention& problem, const AttentionTile& tile, int64_t number,
-                            AttentionBuffers& buffers, float* state) {
+                            int64_t part_last, AttentionBuffers& buffers, float* state) {
   const int64_t dim = problem.dim, group = problem.group();
-  const int64_t queries = tile.rows * group;
+  const int64_t each = tile.rows * group, queries = tile.kv_heads * each;
   float* most = state + queries * dim;
   float* weight = most + queries;
 
   // Scores in powers of two: exp(s) = 2^(s log2 e).
   const float factor = problem.scale * 1.44269504f;
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    const float* from =
-        problem.q + (tile.first_row + row) * problem.q_stride + tile.kv_head * group * dim;
-    float* to = buffers.q + row * group * dim;
-    for (int64_t i = 0; i < group * dim; i += kWidth) store(to + i, load(from + i) * set1(factor));
-  }
+  float* to = buffers.q;
+  for (int64_t head = tile.kv_head; head < tile.kv_head + tile.kv_heads; ++head)
+    for (int64_t row = 0; row < tile.rows; ++row, to += group * dim) {
+      const float* from =
+          problem.q + (tile.first_row + row) * problem.q_stride + head * group * dim;
+      for (int64_t i = 0; i < group * dim; i += kWidth)
+        store(to + i, load(from + i) * set1(factor));
+    }
   for (int64_t i = 0; i < queries * dim; i += kWidth) store(state + i, set1(0.0f));
   for (int64_t i = 0; i < queries; ++i) {
     most[i] = -std::numeric_limits<float>::infinity();
@@ -173,38 +312,33 @@ OMNI_FN static void segment(const Attention& problem, const AttentionTile& tile,
 
   const int64_t all = tile.position + tile.rows;
   const int64_t end = all < (number + 1) * kSegmentKeys ? all : (number + 1) * kSegmentKeys;
-  int now = 0;
+  const int64_t fetched = all < part_last * kSegmentKeys ? all : part_last * kSegmentKeys;
   int64_t first = number * kSegmentKeys;
-  locate(problem, tile, first, block_count(end, first), buffers.key_rows[now],
-         buffers.value_rows[now]);
-  for (; first < end; first += kBlockKeys, now = 1 - now) {
+  BlockRows* now = buffers.rows;
+  BlockRows* next = buffers.rows + 1;
+  locate(problem, tile, first, block_count(end, first), *now);
+  for (; first < end; first += kBlockKeys, std::swap(now, next)) {
     const int count = static_cast<int>(block_count(end, first));
-    const int64_t next = first + kBlockKeys;
-    const float* const* ahead = nullptr;
-    if (next < all) {
-      ahead = buffers.key_rows[1 - now];
-      locate(problem, tile, next, block_count(all, next), buffers.key_rows[1 - now],
-             buffers.value_rows[1 - now]);
-    }
-    const float* const* values = buffers.value_rows[now];
-    transpose(buffers.key_rows[now], values, dim, buffers.keys);
-    for (int64_t query = 0; query < queries; query += kRowsAtOnce)
-      switch (queries - query) {
-        case 1: score_tile<1>(buffers, query, dim); break;
-        case 2: score_tile<2>(buffers, query, dim); break;
-        case 3: score_tile<3>(buffers, query, dim); break;
-        default: score_tile<4>(buffers, query, dim); break;
-      }
+    const int64_t following = first + kBlockKeys;
+    const int64_t count_ahead = following < fetched ? block_count(fetched, following) : 0;
+    if (count_ahead > 0) locate(problem, tile, following, count_ahead, *next);
+    Ahead next_keys = {next->keys, next->keys + count_ahead, tile.kv_heads * dim};
+    Ahead next_values = {next->values, next->values + count_ahead, tile.kv_heads * dim};
+    const float* const* keys = now->keys;
+    const float* const* values = now->values;
+
+    if (each <= kFewQueries)
+      score_tile_of_few(buffers, problem, tile.kv_heads, each, keys, next_keys);
+    else
+      score_tile(buffers, queries, dim, keys, values);
     for (int64_t query = 0; query < queries; ++query)
-      soften(buffers.scores + query * kBlockKeys, tile.position + query / group - first + 1,
-             most[query], weight[query], buffers.decay[query]);
-    for (int64_t query = 0; query < queries; query += kRowsAtOnce, ahead = nullptr)
-      switch (queries - query) {
-        case 1: weigh_tile<1>(buffers, query, values, ahead, count, dim, state); break;
-        case 2: weigh_tile<2>(buffers, query, values, ahead, count, dim, state); break;
-        case 3: weigh_tile<3>(buffers, query, values, ahead, count, dim, state); break;
-        default: weigh_tile<4>(buffers, query, values, ahead, count, dim, state); break;
-      }
+      soften(buffers.scores + query * kBlockKeys,
+             tile.position + query % each / group - first + 1, most[query], weight[query],
+             buffers.decay[query]);
+    if (each <= kFewQueries)
+      weigh_tile_of_few(buffers, tile.kv_heads, each, values, next_values, count, dim, state);
+    else
+      weigh_tile(buffers, queries, values, next_keys, count, dim, state);
   }
 }
 
@@ -230,12 +364,12 @@ OMNI_FN static void merge(const Attention& problem, int64_t queries, float* into
 OMNI_FN static void finish(const Attention& problem, const AttentionTile& tile,
                            const float* state) {
   const int64_t dim = problem.dim, group = problem.group();
-  const int64_t queries = tile.rows * group;
+  const int64_t each = tile.rows * group, queries = tile.kv_heads * each;
   const float* weight = state + queries * dim + queries;
   for (int64_t query = 0; query < queries; ++query) {
-    const int64_t row = tile.first_row + query / group;
-    float* to =
-        problem.out + (row * problem.heads + tile.kv_head * group + query % group) * dim;
+    const int64_t row = tile.first_row + query % each / group;
+    const int64_t head = (tile.kv_head + query / each) * group + query % group;
+    float* to = problem.out + (row * problem.heads + head) * dim;
     const V inverse = set1(1.0f / weight[query]);
     for (int64_t i = 0; i < dim; i += kWidth)
       store(to + i, load(state + query * dim + i) * inverse);
