@@ -8,6 +8,7 @@ the stack those are, so the same adapter fits a GGUF file of the model too.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +33,16 @@ _PLAIN = (
     ("fan_in_fan_out", False),
     ("modules_to_save", None),
     ("lora_bias", False),
+    ("layer_replication", None),
+    ("target_parameters", None),
+    ("trainable_token_indices", None),
+    ("alora_invocation_tokens", None),
+    ("use_qalora", False),
+    ("use_bdlora", None),
 )
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of initialisations that subtract the first matrices from the model's own weights."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Adapter:
@@ -89,12 +99,35 @@ class Adapter:
         return LowRank(a, b[rows] * np.float32(self._scale(module, len(a))))
 
     def _scale(self, module: str, rank: int) -> float:
-        alpha = _of_pattern(self._config.get("alpha_pattern"), module)
-        if alpha is None:
-            alpha = self._config.get("lora_alpha")
-        if not isinstance(alpha, int | float):
+        said = self._value("rank_pattern", "r", module)
+        if said is not None and said != rank:
+            raise ModelError(
+                f"{self.path / _CONFIG} gives {module} the rank {said}, its matrices have {rank}"
+            )
+        alpha = self._value("alpha_pattern", "lora_alpha", module)
+        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not is_number or not math.isfinite(alpha):
             raise ModelError(f"{self.path / _CONFIG} has lora_alpha {alpha!r}, expected a number")
-        return alpha / (rank**0.5 if self._config.get("use_rslora") else rank)
+        return float(alpha) / (rank**0.5 if self._config.get("use_rslora") else rank)
+
+    def _value(self, pattern: str, key: str, module: str) -> Any:
+        """What ``pattern``, of regular expressions of the ends of modules' names, has for one.
+
+        Without a match: the value of ``key``.
+        """
+        given = self._config.get(pattern) or {}
+        where = self.path / _CONFIG
+        if not isinstance(given, dict):
+            raise ModelError(f"{where} has {pattern} = {given!r}, expected an object")
+        for expression, value in given.items():
+            try:
+                if re.fullmatch(rf"(.*\.)?({expression})", module):
+                    return value
+            except re.error as error:
+                raise ModelError(
+                    f"{where} has the {pattern} {expression!r}, which is no pattern: {error}"
+                ) from error
+        return self._config.get(key)
 
 
 def _module(name: str) -> str:
@@ -102,18 +135,12 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight").replace("model.language_model.", "model.", 1)
 
 
-def _of_pattern(pattern: Any, module: str) -> Any:
-    """The value for ``module`` in a pattern: regular expressions of the ends of module names."""
-    if not isinstance(pattern, dict):
-        return None
-    found = (value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module))
-    return next(found, None)
-
-
 def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ModelError(f"{path.parent} is no LoRA adapter: it has no {path.name}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"cannot read the adapter's {path}: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a JSON object")
@@ -121,18 +148,33 @@ def _read_config(path: Path) -> dict[str, Any]:
         value = config.get(key, expected)
         if value != expected and not (value == [] and expected is None):
             raise ModelError(f"{path} has {key} = {value!r}: only {expected!r} is supported")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGED_BASE):
+        raise ModelError(
+            f"{path} has init_lora_weights = {start!r}: that changed the model's own weights; "
+            "save the adapter with path_initial_model_for_weight_conversion"
+        )
     return config
 
 
 def _read_modules(path: Path) -> dict[str, tuple[Any, Any]]:
     """Module -> its matrices A [rank, inputs] and B [outputs, rank], fp32."""
     parts: dict[str, dict[str, Any]] = {}
+    if not path.exists() and (other := path.with_suffix(".bin")).exists():
+        raise ModelError(f"{other} is not read: save it as {path.name}")
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
                 suffix = next((end for end in _PARTS if name.endswith(end)), None)
                 if suffix is None or not name.startswith(_STEM):
                     raise ModelError(f"{path} holds {name}, which is no LoRA matrix of a module")
+                part = file.get_slice(name)
+                shape, kind = part.get_shape(), part.get_dtype()
+                if len(shape) != 2 or 0 in shape or kind not in _FLOATS:
+                    raise ModelError(
+                        f"tensor {name} of {path} has {kind} numbers in the shape {shape}, "
+                        "expected floats in a matrix"
+                    )
                 values = file.get_tensor(name).to(torch.float32)
                 if not torch.isfinite(values).all():
                     raise ModelError(f"tensor {name} of {path} holds NaN or infinity")
@@ -140,6 +182,8 @@ def _read_modules(path: Path) -> dict[str, tuple[Any, Any]]:
                 parts.setdefault(module, {})[_PARTS[suffix]] = values.numpy()
     except (SafetensorError, OSError) as error:
         raise ModelError(f"cannot read the adapter's {path}: {error}") from error
+    if not parts:
+        raise ModelError(f"{path} holds no matrices: the adapter changes nothing")
     for module, pair in parts.items():
         if len(pair) != 2:
             raise ModelError(f"{path} has only one of the two matrices of {module}")

@@ -120,10 +120,16 @@ def config_from_gguf(
     )
 
 
+def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a Hugging Face config describes its rotary positions; empty where it says nothing."""
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    return field(config, key, dict, {})
+
+
 def config_from_hf(config: Mapping[str, Any], *, qkv_bias: bool) -> BackboneConfig:
     """The shape of a plain decoder from a Hugging Face config."""
     num_heads, hidden = field(config, "num_attention_heads", int), field(config, "hidden_size", int)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope_of(config)
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ModelError(f"rotary scaling {rope} is not supported")
     if config.get("use_sliding_window"):

@@ -86,7 +86,10 @@ class GGUFFile:
 
     def _parse(self) -> None:
         if self._map[:4] != _MAGIC:
-            raise ModelError(f"{self.path} is not a GGUF file (it does not begin with 'GGUF')")
+            raise ModelError(
+                f"{self.path} is not a GGUF file (it does not begin with 'GGUF'); name one, or the "
+                "folder of a Hugging Face model"
+            )
         self._at = 4
         version = self._scalar("<I")
         if version not in (2, 3):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -119,13 +120,15 @@ def _open(path: Path) -> _Source:
         path = found[0]
     if not path.is_dir():
         file = GGUFFile(path)
-        family = registry.family_of(file.metadata.get("general.architecture"))
         shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-        config = family.config_from_gguf(file.metadata, shapes)
+        with _named(path):
+            family = registry.family_of(file.metadata.get("general.architecture"))
+            config = family.config_from_gguf(file.metadata, shapes)
         return _Source(family=family, config=config, checkpoint=file, files=[path])
     description = weights.read_hf_config(path)
-    family = registry.family_of(description.get("model_type"))
-    config = family.config_from_hf(description)
+    with _named(path / "config.json"):
+        family = registry.family_of(description.get("model_type"))
+        config = family.config_from_hf(description)
     folder = SafetensorsFolder(path)
     files = [path / "config.json", *folder.files]
     return _Source(
@@ -153,6 +156,15 @@ def _vision(source: _Source, precision: Precision) -> VisionTower | None:
         for name in names
     }
     return VisionTower(config, tensors, precision=precision)
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """What is wrong with a description names the file that it stands in."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from error
 
 
 def _values(

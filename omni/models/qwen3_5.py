@@ -16,7 +16,7 @@ from omni.errors import ModelError
 from omni.models import qwen3_5_names
 from omni.models.backbone import BackboneConfig, MixerKind
 from omni.models.experts import ExpertsShape
-from omni.models.family import Format, field
+from omni.models.family import Format, field, rope_of
 from omni.models.gated_delta import DeltaShape
 from omni.models.qwen3_5_template import Qwen3_5Template
 from omni.models.template import ChatTemplate
@@ -98,14 +98,15 @@ class Qwen3_5:
             return field(text, key, int, default)
 
         _refuse_what_differs(text)
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        rope = rope_of(text)
         if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
             raise ModelError(f"rotary scaling {rope} is not supported")
         head_dim = number("head_dim", 256)
-        share = rope.get("partial_rotary_factor", text.get("partial_rotary_factor"))
-        rotary_dim = int(head_dim * (_PARTIAL_ROTARY if share is None else float(share)))
+        key = "partial_rotary_factor"
+        share = field(rope, key, float, field(text, key, float, _PARTIAL_ROTARY))
+        rotary_dim = int(head_dim * share)
         has_axes = text.get("model_type") != "qwen3_next"
-        sections = rope.get("mrope_section", _SECTIONS)
+        sections = field(rope, "mrope_section", list, list(_SECTIONS))
         tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
         experts = None
         if text.get("num_experts"):
@@ -179,10 +180,10 @@ def _mixers(num_layers: int, interval: int) -> tuple[MixerKind, ...]:
 
 def _mixers_of(text: Mapping[str, Any]) -> tuple[MixerKind, ...]:
     num_layers = field(text, "num_hidden_layers", int)
-    kinds = text.get("layer_types")
-    if kinds is None:
+    if text.get("layer_types") is None:
         interval = field(text, "full_attention_interval", int, _FULL_ATTENTION_INTERVAL)
         return _mixers(num_layers, interval)
+    kinds = [str(kind) for kind in field(text, "layer_types", list)]
     if len(kinds) != num_layers or not set(kinds) <= set(_KINDS):
         raise ModelError(
             f"layer_types are {len(kinds)} of {sorted(set(kinds))}, expected {num_layers} of "
@@ -193,7 +194,11 @@ def _mixers_of(text: Mapping[str, Any]) -> tuple[MixerKind, ...]:
 
 def _checked(sections: Any, rotary_dim: int) -> tuple[int, int, int]:
     time, height, width, *rest = (*sections, 0, 0, 0)[:4]
-    if time + height + width != rotary_dim // 2 or any(rest):
+    if (
+        not all(isinstance(size, int) for size in sections)
+        or time + height + width != rotary_dim // 2
+        or any(rest)
+    ):
         raise ModelError(
             f"rotary sections {list(sections)} do not make up the {rotary_dim // 2} rotated pairs"
         )

@@ -130,7 +130,9 @@ class SafetensorsFolder:
         if len(shape) > 2:
             values = values.reshape(-1, shape[-1])[first - begin * depth : last - begin * depth]
         if not torch.isfinite(values).all():
-            raise ModelError(f"tensor {name} of {self.path} holds NaN or infinity")
+            raise ModelError(
+                f"tensor {name} of {self.path} holds NaN or infinity; take another checkpoint"
+            )
         array: NDArray[np.float32] = values.numpy()
         return array
 
@@ -144,12 +146,14 @@ def _weight_files(path: Path) -> list[Path]:
         single = path / "model.safetensors"
         files = [single] if single.exists() else sorted(path.glob("*.safetensors"))
         if not files:
-            raise ModelError(f"{path} holds no *.safetensors file")
+            pickled = next(path.glob("*.bin"), None)
+            hint = f", only {pickled.name}: save it as safetensors" if pickled else ""
+            raise ModelError(f"{path} holds no *.safetensors file{hint}")
         return files
     try:
         named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         files = [path / name for name in named]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} is damaged: {error!r}; fetch it again") from error
     if missing := [file.name for file in files if not file.exists()]:
         raise ModelError(
@@ -161,12 +165,15 @@ def _weight_files(path: Path) -> list[Path]:
 
 def read_hf_config(folder: Path) -> dict[str, object]:
     """``config.json`` of a Hugging Face folder."""
+    file = folder / "config.json"
+    if not file.exists() and (found := sorted(folder.glob("*.gguf"))):
+        raise ModelError(f"{folder} holds {len(found)} models: name one, for example {found[0]}")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {folder / 'config.json'}: {error}") from error
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {file}: {error}; fetch it again") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{folder / 'config.json'} is not a JSON object")
+        raise ModelError(f"{file} is not a JSON object; fetch it again")
     return config
 
 
@@ -178,16 +185,20 @@ def check(plan: Iterable[Entry], checkpoint: Checkpoint, ignored: tuple[str, ...
     wanted = {piece.name: piece.shape for entry in plan for piece in entry.pieces}
     present = set(checkpoint.names)
     if missing := sorted(wanted.keys() - present):
-        raise ModelError(f"{checkpoint.path} lacks {_some(missing)}")
+        raise ModelError(
+            f"{checkpoint.path} lacks {_some(missing)}, which its description asks for; "
+            "fetch it again"
+        )
     if extra := sorted(name for name in present - wanted.keys() if not name.startswith(ignored)):
         raise ModelError(
-            f"{checkpoint.path} holds {_some(extra)}, which this architecture does not have"
+            f"{checkpoint.path} holds {_some(extra)}, which this architecture does not have; "
+            "take the model as it was published"
         )
     for name, shape in wanted.items():
         if _without_ones(checkpoint.shape(name)) != _without_ones(shape):
             raise ModelError(
                 f"tensor {name} of {checkpoint.path} has the shape {list(checkpoint.shape(name))}, "
-                f"expected {list(shape)}"
+                f"expected {list(shape)}: its description is of another model"
             )
 
 

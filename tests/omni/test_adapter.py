@@ -238,7 +238,23 @@ def test_a_module_that_the_model_does_not_have_is_named(
         ({"use_dora": True}, "use_dora = True"),
         ({"bias": "all"}, "bias = 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head']"),
-        ({"lora_alpha": "much"}, "lora_alpha 'much'"),
+        ({"lora_bias": True}, "lora_bias = True"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication = [[0, 2], [1, 3]]"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters = ['mlp"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices = [3]"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens = [1, 2]"),
+        ({"use_qalora": True}, "use_qalora = True"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora = {'nblocks': 2}"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, "changed the model's own weights"),
+        ({"lora_alpha": "much"}, "lora_alpha 'much', expected a number"),
+        ({"lora_alpha": True}, "lora_alpha True, expected a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha nan, expected a number"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "lora_alpha inf, expected a number"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern '(', which is no pattern"),
+        ({"alpha_pattern": [3]}, "alpha_pattern = [3], expected an object"),
+        ({"r": 16}, "rank 16"),
+        ({"rank_pattern": {"layers.1.self_attn.v_proj": 2}}, "rank 2"),
     ],
 )
 def test_what_is_more_than_low_rank_matrices_is_refused(
@@ -276,7 +292,45 @@ def test_damaged_matrices_are_named(
     assert expected in sentence(base, save(tmp_path / "adapter", tensors), tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["no config", "no weights", "cut config", "cut weights"])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (torch.ones(4), "[4]"),
+        (torch.tensor(1.0), "[]"),
+        (torch.ones(4, 96, 1), "[4, 96, 1]"),
+        (torch.ones(0, 96), "[0, 96]"),
+        (torch.ones(4, 96, dtype=torch.int8), "I8"),
+    ],
+)
+def test_what_is_no_matrix_of_floats_is_named(
+    model: PreTrainedModel, base: Path, tmp_path: Path, values: torch.Tensor, expected: str
+) -> None:
+    tensors = matrices(model, MODULES["qwen2"])
+    name = "base_model.model.model.layers.2.mlp.down_proj.lora_A.weight"
+    message = sentence(base, save(tmp_path / "adapter", tensors | {name: values}), tmp_path)
+    assert name in message
+    assert expected in message
+
+
+def test_an_adapter_that_changes_nothing_is_refused(base: Path, tmp_path: Path) -> None:
+    assert "holds no matrices" in sentence(base, save(tmp_path / "adapter", {}), tmp_path)
+
+
+def test_an_adapter_in_another_format_is_named(base: Path, tmp_path: Path) -> None:
+    adapter = save(tmp_path / "adapter", {})
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    message = sentence(base, adapter, tmp_path)
+    assert "adapter_model.bin" in message
+    assert "save it as adapter_model.safetensors" in message
+
+
+def test_a_folder_of_something_else_is_no_adapter(base: Path, tmp_path: Path) -> None:
+    assert "is no LoRA adapter: it has no adapter_config.json" in sentence(base, base, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", ["no config", "no weights", "cut config", "deep config", "cut weights"]
+)
 def test_a_missing_or_damaged_file_is_named(
     model: PreTrainedModel, base: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -284,6 +338,8 @@ def test_a_missing_or_damaged_file_is_named(
     file = adapter / ("adapter_config.json" if "config" in damage else "adapter_model.safetensors")
     if damage.startswith("no"):
         file.unlink()
+    elif damage.startswith("deep"):
+        file.write_text("[" * 100_000)
     else:
         file.write_bytes(file.read_bytes()[:-9])
     assert file.name in sentence(base, adapter, tmp_path)

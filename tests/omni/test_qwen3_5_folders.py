@@ -148,13 +148,24 @@ def test_columns_that_fill_no_group_are_refused_for_int8(tmp_path: Path) -> None
         ({"head_dim": "wide"}, "head_dim is 'wide'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rotary scaling"),
         ({"rope_parameters": {"mrope_section": [4, 4, 4]}}, "do not make up the 4 rotated pairs"),
+        ({"layer_types": 3}, "layer_types is 3, expected list"),
+        ({"layer_types": [["full_attention"]] * 4}, "layer_types are 4 of"),
+        ({"rope_parameters": [1e4]}, "rope_parameters is [10000.0], expected dict"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": "half"}},
+            "factor is 'half', expected float",
+        ),
+        ({"rope_parameters": {"mrope_section": 4}}, "mrope_section is 4, expected list"),
+        ({"rope_parameters": {"mrope_section": ["2", 1, 1]}}, "rotary sections ['2', 1, 1] do not"),
     ],
 )
 def test_what_the_stack_cannot_do_is_refused_rather_than_wrong(
     folder: Path, tmp_path: Path, changes: dict[str, object], expected: str
 ) -> None:
     change_config(folder, **changes)
-    assert expected in sentence(folder, tmp_path)
+    message = sentence(folder, tmp_path)
+    assert expected in message
+    assert message.startswith(f"{folder}/config.json: ")
 
 
 def test_an_unknown_architecture_names_the_known_ones(folder: Path, tmp_path: Path) -> None:
