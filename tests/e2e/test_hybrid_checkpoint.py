@@ -25,7 +25,7 @@ from tests.streaming.serving import Socket, serving_on_a_thread, socket
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("qwen3_5")
-    make("vision", 2, vocab_size=960).save_pretrained(path)
+    make("vision", 2, vocab_size=960, max_position_embeddings=2048).save_pretrained(path)
     make_tokenizer().save_pretrained(path)
     return path
 
@@ -40,7 +40,7 @@ def url(folder: Path) -> Iterator[str]:
     config = Config(
         home=str(folder / "store"),
         model=ModelConfig(backbone=str(folder)),
-        engine=EngineConfig(max_context_tokens=448, num_pages=512),
+        engine=EngineConfig(max_context_tokens=1536, num_pages=1024),
     )
     with serving_on_a_thread(assemble(config)) as place:
         yield place
