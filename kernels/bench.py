@@ -24,11 +24,14 @@ from bench_clock import Clock, Reader, quantile
 from bench_gated_delta import bench_gated_delta, bench_replay, bench_snapshot
 from bench_linear import bench_linear
 from omni_kernels import library
-from omni_kernels.attention import paged_attention
+from omni_kernels.attention import Places, paged_attention
 from torch.nn import functional
 
-CONTEXTS = ((1, 500), (1, 2000), (1, 8000), (64, 0), (512, 0), (64, 2000))
-"""(new, computed) tokens of one sequence."""
+ATTENTION = {
+    (14, 2, 64): ((1, 500), (1, 2000), (1, 8000), (64, 0), (512, 0), (64, 2000)),  # Qwen2.5-0.5B
+    (8, 2, 256): ((1, 500), (1, 2000), (1, 8000), (1, 32000)),  # Qwen3.5-0.8B
+}
+"""Query heads, key heads, width: (new, computed) tokens of one sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +71,10 @@ def summary(kernel: str, shape: str, nbytes: int, read_bytes: int, times: list[l
 
 
 def bench_attention(clock: Clock, reader: Reader, cold_bytes: int) -> list[Row]:
-    heads, kv_heads, dim, page_tokens = 14, 2, 64, 32
+    page_tokens = 32
     rows = []
-    for new, computed in CONTEXTS:
+    shapes = [(*heads, *tokens) for heads, contexts in ATTENTION.items() for tokens in contexts]
+    for heads, kv_heads, dim, new, computed in shapes:
         total = new + computed
         pages = -(-total // page_tokens)
         layers = 2 + cold_bytes // (2 * pages * page_tokens * kv_heads * dim * 4)
@@ -82,7 +86,7 @@ def bench_attention(clock: Clock, reader: Reader, cold_bytes: int) -> list[Row]:
             contiguous(q, kv[:, :, 1:].flatten(2, 3)[:, :, :total], computed),
         )
         nbytes = 2 * total * kv_heads * dim * 4 + 2 * q.nbytes
-        shape = f"{heads}/{kv_heads} heads N={new} past={computed}"
+        shape = f"{heads}/{kv_heads} x {dim} N={new} past={computed}"
         rows.append(summary("attention", shape, nbytes, reader.memory.nbytes, times))
     return rows
 
@@ -90,7 +94,10 @@ def bench_attention(clock: Clock, reader: Reader, cold_bytes: int) -> list[Row]:
 def paged(
     q: torch.Tensor, kv: torch.Tensor, new: int, computed: int, pages: tuple[int, ...]
 ) -> Callable[[int], torch.Tensor]:
-    return lambda i: paged_attention(q, kv[i % len(kv)], (0, new), (computed,), (pages,))
+    """Return our attention over ``kv`` [layers, 2, P, T, Hkv, D], places made once for all."""
+    where = (0, new), (computed,), (pages,)
+    places = Places.of(*where, rows=new, num_pages=kv.shape[2], page_tokens=kv.shape[3])
+    return lambda i: paged_attention(q, kv[i % len(kv)], *where, places=places)
 
 
 def contiguous(q: torch.Tensor, kv: torch.Tensor, computed: int) -> Callable[[int], torch.Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from omni_kernels.attention import paged_attention
+from omni_kernels.attention import Places, paged_attention
 from omni_kernels.rowwise import rotate_and_store, sigmoid_mul
 
 from omni.models.batch import Batch, StateView
@@ -25,6 +25,7 @@ class Step:
     cosine: torch.Tensor  # [N, R / 2] fp32
     sine: torch.Tensor  # [N, R / 2] fp32
     tokens: torch.Tensor  # [N] int64, page id * page_tokens + offset of each new token
+    places: Places  # the same for all tokens, as the attention reads them
 
     @staticmethod
     def of(batch: Batch, state: StateView, cosine: torch.Tensor, sine: torch.Tensor) -> Step:
@@ -34,6 +35,14 @@ class Step:
             cosine=cosine,
             sine=sine,
             tokens=torch.tensor(batch.places(state.page_tokens), dtype=torch.int64),
+            places=Places.of(
+                batch.cu_seqlens,
+                batch.num_computed,
+                batch.page_table,
+                rows=len(batch.token_ids),
+                num_pages=state.kv.shape[2],
+                page_tokens=state.page_tokens,
+            ),
         )
 
 
@@ -80,6 +89,11 @@ class Attention:
         )  # [N, H, K]
         batch = step.batch
         mixed = paged_attention(
-            query, pages, batch.cu_seqlens, batch.num_computed, batch.page_table
+            query,
+            pages,
+            batch.cu_seqlens,
+            batch.num_computed,
+            batch.page_table,
+            places=step.places,
         ).view(-1, self._width)
         return self._out(mixed if gate is None else sigmoid_mul(mixed, gate))

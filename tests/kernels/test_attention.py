@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from omni_kernels import library
-from omni_kernels.attention import paged_attention, reference
+from omni_kernels.attention import Places, paged_attention, reference
 
 
 class Case(NamedTuple):
@@ -129,6 +129,14 @@ def test_out_is_written_in_place(path: str) -> None:
     assert torch.equal(out, paged_attention(*case))
     empty = paged_attention(case.q[:0], case.kv, (0,), (), ())
     assert empty.shape == (0, 6, 32)
+
+
+def test_places_made_once_serve_every_layer_of_their_shape(path: str) -> None:
+    case = make([(20, 3), (70, 1)])
+    places = Places.of(*case[2:], rows=4, num_pages=case.kv.shape[1], page_tokens=16)
+    assert torch.equal(paged_attention(*case, places=places), paged_attention(*case))
+    with pytest.raises(ValueError, match="places are of 4 rows"):
+        paged_attention(case.q, case.kv[:, :-1].contiguous(), *case[2:], places=places)
 
 
 def test_wrong_input_is_refused_with_the_expectation(path: str) -> None:

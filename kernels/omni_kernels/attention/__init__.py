@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -15,7 +16,42 @@ from omni_kernels import library
 from omni_kernels.attention import reference
 from omni_kernels.tensors import require
 
-__all__ = ["paged_attention"]
+__all__ = ["Places", "paged_attention"]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the tokens of a step lie, checked and in the kernel's form: once for all layers."""
+
+    rows: int
+    num_pages: int
+    page_tokens: int
+    cu_seqlens: array[int]
+    num_computed: array[int]
+    pages: array[int]  # ids of all sequences, end to end
+    offsets: array[int]  # B + 1 offsets into pages
+
+    @staticmethod
+    def of(
+        cu_seqlens: Sequence[int],
+        num_computed: Sequence[int],
+        page_table: Sequence[Sequence[int]],
+        *,
+        rows: int,
+        num_pages: int,
+        page_tokens: int,
+    ) -> Places:
+        """Take what :func:`paged_attention` takes for q [rows, ..] and kv [2, num_pages,
+        page_tokens, ..].
+
+        Raises:
+            ValueError: an offset does not fit, or a page is missing or out of range.
+        """
+        pages, offsets = _flatten(
+            rows, cu_seqlens, num_computed, page_table, num_pages, page_tokens
+        )
+        starts, computed = array("q", cu_seqlens), array("q", num_computed)
+        return Places(rows, num_pages, page_tokens, starts, computed, pages, offsets)
 
 
 def paged_attention(
@@ -27,6 +63,7 @@ def paged_attention(
     *,
     scale: float | None = None,
     out: torch.Tensor | None = None,
+    places: Places | None = None,
 ) -> torch.Tensor:
     """Attend causally: row n of sequence b, its token ``num_computed[b] + n - cu_seqlens[b]``,
     sees that token and all before it.
@@ -41,6 +78,8 @@ def paged_attention(
         page_table: [B] page ids; token t is in page ``t // T`` of the list at ``t % T``.
         scale: factor of the scores; None: D ** -0.5.
         out: fp32 [N, Hq, D], contiguous, overwritten; None: a new tensor.
+        places: the three before in the kernel's form, for callers with many layers; None: made
+            here.
 
     Returns:
         ``out``.
@@ -55,7 +94,20 @@ def paged_attention(
     require("kv", kv, (2, num_pages, page_tokens, kv_heads, dim))
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads are no multiple of {kv_heads} key heads")
-    pages, offsets = _flatten(rows, cu_seqlens, num_computed, page_table, num_pages, page_tokens)
+    if places is None:
+        places = Places.of(
+            cu_seqlens,
+            num_computed,
+            page_table,
+            rows=rows,
+            num_pages=num_pages,
+            page_tokens=page_tokens,
+        )
+    elif (places.rows, places.num_pages, places.page_tokens) != (rows, num_pages, page_tokens):
+        raise ValueError(
+            f"places are of {places.rows} rows and {places.num_pages} pages of "
+            f"{places.page_tokens} tokens, not of {rows} and {num_pages} of {page_tokens}"
+        )
     if out is None:
         out = torch.empty(rows, heads, dim)
     else:
@@ -63,7 +115,6 @@ def paged_attention(
     factor = dim**-0.5 if scale is None else scale
     kernels = library.cpu()
     if kernels is not None:
-        starts, computed = array("q", cu_seqlens), array("q", num_computed)
         keys = kv.data_ptr()
         status: int = kernels.omni_paged_attention(
             q.data_ptr(),
@@ -71,11 +122,11 @@ def paged_attention(
             keys,
             keys + kv.stride(0) * kv.element_size(),
             out.data_ptr(),
-            starts.buffer_info()[0],
-            computed.buffer_info()[0],
-            pages.buffer_info()[0],
-            offsets.buffer_info()[0],
-            len(num_computed),
+            places.cu_seqlens.buffer_info()[0],
+            places.num_computed.buffer_info()[0],
+            places.pages.buffer_info()[0],
+            places.offsets.buffer_info()[0],
+            len(places.num_computed),
             page_tokens,
             heads,
             kv_heads,
