@@ -134,6 +134,18 @@ def test_a_row_does_not_depend_on_its_neighbours(path: str, form: Form) -> None:
         x, _, _ = make(77, 352, 40)
 
 
+@every_form
+def test_a_row_of_any_loudness_has_the_bits_it_has_alone(path: str, form: Form) -> None:
+    x, weight, bias = make(35, 70, 24, form)
+    x *= torch.logspace(-37, 30, 24).unsqueeze(1)  # from below what counts as zero
+    x[5, 32:64] = 0.0
+    x[7] = (torch.arange(70) - 35) / 2  # ties in rounding
+    x[7, ::32] = 127.0
+    alone = torch.cat([lib.linear(row, weight, bias) for row in x.split(1)])
+    for m in range(2, 25):
+        assert torch.equal(lib.linear(x[:m], weight, bias), alone[:m])
+
+
 @pytest.mark.parametrize("bits", [4, 5])
 def test_the_stored_width_does_not_change_a_bit(path: str, bits: lib.Bits) -> None:
     x, weight, bias = make(77, 352, 40, Form(bits, False))

@@ -15,13 +15,109 @@ namespace {
 constexpr int kMaxRows = 6;  // 2 panels x 6 rows: 12 integer and 12 float accumulators of 32
 
 constexpr int kNear = 4096;  // bytes fetched ahead of their use, measured best of 0..4096
+constexpr int kNearValues = 256;  // activations of each row fetched ahead, best of 0, 256, 1024
 
 // Per group: int32 quads[kSteps][rows] (4 int8 each), int32 or float correction[rows], float
 // scale[rows].
 int64_t record_bytes(Format, int rows) { return int64_t{rows} * (kSteps + 2) * 4; }
 
+// Eight vectors' largest lanes, as the lanes of one vector.
+OMNI_AVX512 inline __m256i largest_of_each(const __m256i v[8]) {
+  __m256i pair[4], four[2];
+  for (int i = 0; i < 4; ++i)
+    pair[i] = _mm256_max_epi32(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                               _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+  for (int i = 0; i < 2; ++i)
+    four[i] = _mm256_max_epi32(_mm256_unpacklo_epi64(pair[2 * i], pair[2 * i + 1]),
+                               _mm256_unpackhi_epi64(pair[2 * i], pair[2 * i + 1]));
+  return _mm256_max_epi32(_mm256_permute2x128_si256(four[0], four[1], 0x20),
+                          _mm256_permute2x128_si256(four[0], four[1], 0x31));
+}
+
+OMNI_AVX512 inline void transpose(__m256i v[8]) {
+  __m256i a[8], b[8];
+  for (int i = 0; i < 4; ++i) {
+    a[2 * i] = _mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+    a[2 * i + 1] = _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i)
+    for (int j = 0; j < 2; ++j) {
+      b[4 * i + 2 * j] = _mm256_unpacklo_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+      b[4 * i + 2 * j + 1] = _mm256_unpackhi_epi64(a[4 * i + j], a[4 * i + 2 + j]);
+    }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
+    v[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
+  }
+}
+
+// The same for ROWS rows at once, with a row in each lane wherever there is one number per row.
+template <int ROWS>
+OMNI_AVX512 void quantize_rows(const float* x, int64_t columns, int64_t groups, Format format,
+                               uint8_t* record) {
+  static_assert(4 <= ROWS && ROWS <= 8, "stores of 8 lanes must stay within the record");
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  const __m256 most = _mm256_set1_ps(127.0f);
+  const __m256i zero = _mm256_set1_epi32(-zero_of(format.bits));
+  for (int64_t g = 0; g < groups; ++g, x += kGroup, record += record_bytes(format, ROWS)) {
+    const int64_t left = columns - g * kGroup;
+    const uint32_t mask = left < kGroup ? (1u << left) - 1 : ~0u;
+    const auto low_mask = static_cast<__mmask16>(mask);
+    const auto high_mask = static_cast<__mmask16>(mask >> 16);
+    __m256i each[8];
+    for (int row = 0; row < 8; ++row) {
+      if (row >= ROWS) {
+        each[row] = _mm256_setzero_si256();
+        continue;
+      }
+      _mm_prefetch(x + row * columns + kNearValues, _MM_HINT_T0);
+      _mm_prefetch(x + row * columns + kNearValues + kPanel, _MM_HINT_T0);
+      const __m512i larger = _mm512_max_epi32(
+          _mm512_and_si512(_mm512_maskz_loadu_epi32(low_mask, x + row * columns), magnitude),
+          _mm512_and_si512(_mm512_maskz_loadu_epi32(high_mask, x + row * columns + 16), magnitude));
+      each[row] = _mm256_max_epi32(_mm512_castsi512_si256(larger),
+                                   _mm512_extracti64x4_epi64(larger, 1));
+    }
+    const __m256i bits = largest_of_each(each);
+    const __m256 amax = _mm256_castsi256_ps(bits);
+    const __mmask8 broken = _mm256_cmpge_epi32_mask(bits, _mm256_set1_epi32(0x7f800000));
+    const __mmask8 usable = static_cast<__mmask8>(
+        _mm256_cmp_ps_mask(amax, _mm256_set1_ps(kTiny), _CMP_GE_OQ) & ~broken);
+    const __m256 scale = _mm256_mask_mov_ps(_mm256_maskz_div_ps(usable, amax, most), broken,
+                                            _mm256_set1_ps(__builtin_nanf("")));
+    alignas(32) float inverse[8];
+    _mm256_store_ps(inverse, _mm256_maskz_div_ps(usable, most, amax));
+    for (int row = 0; row < ROWS; ++row) {
+      // What is not finite, times zero, becomes the integer whose low bytes are zero.
+      const __m512 factor = _mm512_set1_ps(inverse[row]);
+      const __m512i low = _mm512_cvtps_epi32(
+          _mm512_mul_ps(_mm512_maskz_loadu_ps(low_mask, x + row * columns), factor));
+      const __m512i high = _mm512_cvtps_epi32(
+          _mm512_mul_ps(_mm512_maskz_loadu_ps(high_mask, x + row * columns + 16), factor));
+      each[row] = _mm512_cvtepi16_epi8(_mm512_packs_epi32(low, high));
+    }
+    transpose(each);  // packing made the order of quads 0, 4, 1, 5, 2, 6, 3, 7
+    auto* target = reinterpret_cast<int32_t*>(record);
+    __m256i sum = _mm256_setzero_si256();
+    for (int step = 0; step < kSteps; ++step) {
+      const __m256i quads = each[step % kHalf * 2 + step / kHalf];
+      sum = _mm256_dpbusd_epi32(sum, _mm256_set1_epi8(1), quads);
+      // Lanes from ROWS on are written over by what comes next.
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + step * ROWS), quads);
+    }
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(target + kSteps * ROWS),
+        format.offsets ? _mm256_castps_si256(_mm256_mul_ps(scale, _mm256_cvtepi32_ps(sum)))
+                       : _mm256_mullo_epi32(zero, sum));
+    _mm256_mask_storeu_ps(target + (kSteps + 1) * ROWS, (1 << ROWS) - 1, scale);
+  }
+}
+
 OMNI_AVX512 void quantize(const float* x, int64_t columns, int64_t groups, int rows,
                           Format format, uint8_t* block) {
+  if (rows == 4) return quantize_rows<4>(x, columns, groups, format, block);
+  if (rows == 5) return quantize_rows<5>(x, columns, groups, format, block);
+  if (rows == 6) return quantize_rows<6>(x, columns, groups, format, block);
   const int64_t bytes = record_bytes(format, rows);
   const int32_t zero = zero_of(format.bits);
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
@@ -95,7 +191,8 @@ void spread(const uint8_t* data, int bits, int64_t groups, uint8_t* lines) {
     spread_groups<5>(data, groups, lines);
 }
 
-template <int BITS, bool OFFSETS, int PANELS, int ROWS>
+// NEAR: nobody has fetched these weights before.
+template <int BITS, bool OFFSETS, int PANELS, int ROWS, bool NEAR>
 OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* block, Ahead ahead,
                             float* sums) {
   const int64_t w_stride = tile.panel_bytes;
@@ -121,7 +218,7 @@ OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* bloc
       __m512i line[PANELS];
       for (int p = 0; p < PANELS; ++p) {
         const uint8_t* from = w + p * w_stride;
-        if (i < BITS) _mm_prefetch(from + i * kLine + kNear, _MM_HINT_T0);
+        if (NEAR && i < BITS) _mm_prefetch(from + i * kLine + kNear, _MM_HINT_T0);
         line[p] = load_line<BITS>(from, step);
       }
 #pragma GCC unroll 6
@@ -157,12 +254,13 @@ OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* bloc
 template <int BITS, bool OFFSETS, int ROWS>
 void row_tile(const Tile& tile, const uint8_t* block, Ahead ahead, float* sums) {
   if (tile.panels == 2 && ROWS > 1) {
-    panel_tile<BITS, OFFSETS, 2, ROWS>(tile, 0, block, ahead, sums);
+    (ahead.lines > 0 ? panel_tile<BITS, OFFSETS, 2, ROWS, false>
+                     : panel_tile<BITS, OFFSETS, 2, ROWS, true>)(tile, 0, block, ahead, sums);
     return;
   }
   // One row waits for memory only, and one stream is read faster than two.
   for (int p = 0; p < tile.panels; ++p)
-    panel_tile<BITS, OFFSETS, 1, ROWS>(tile, p, block, ahead, sums + p * ROWS * kPanel);
+    panel_tile<BITS, OFFSETS, 1, ROWS, true>(tile, p, block, ahead, sums + p * ROWS * kPanel);
 }
 
 template <int BITS, bool OFFSETS>

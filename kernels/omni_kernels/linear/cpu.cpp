@@ -22,7 +22,7 @@ constexpr int64_t kChunksPerThread = 8;
 // Weight traffic, counted again for every 8 rows, below which no helper is woken: about 15 us.
 constexpr int64_t kBriefBytes = 384 * 1024;
 // Activations worth quantising on several threads.
-constexpr int64_t kParallelQuantize = 64 * 1024;
+constexpr int64_t kParallelQuantize = 32 * 1024;
 constexpr int kTilePanels = 2;
 constexpr int64_t kSpanGroups = 16;   // 17 KiB of weights and scales of two panels, spread
 // Blocks that bring weights of 4 and 5 bits to bytes in registers, each for itself; more of them
@@ -61,6 +61,12 @@ class Scratch {
 };
 
 thread_local Scratch scratch;
+
+inline void fetch_for_writing(const void* memory) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(memory, 1);
+#endif
+}
 
 // `size` things cut into `parts` of nearly equal length.
 struct Cut {
@@ -155,18 +161,28 @@ struct Product {
         last = std::min(blocks.parts, first + kPassRows / path.max_rows);
         const int lines = shared_lines(last - first);
         const int64_t base = blocks.first(first);
-        std::memset(sums, 0, sizeof(float) * panels * kPanel * (blocks.first(last) - base));
         for (int64_t index = 0; index < spans.parts; ++index) {
+          const bool opens = index == 0, closes = index + 1 == spans.parts;
           const Tile part = tile(panel, panels, span(index), spread_lines);
-          for (int64_t block = first; block < last; ++block)
+          for (int64_t block = first; block < last; ++block) {
+            float* own = sums + (blocks.first(block) - base) * panels * kPanel;
+            if (opens) std::memset(own, 0, sizeof(float) * panels * kPanel * height(block));
+            if (closes) fetch_out(panel, panels, block);
             path.tile(part, quantized_group(block, span(index).first), height(block),
-                      ahead(panel, end, index, block - first, lines),
-                      sums + (blocks.first(block) - base) * panels * kPanel);
+                      ahead(panel, end, index, block - first, lines), own);
+            if (closes) write(panel, panels, block, own);
+          }
         }
-        for (int64_t block = first; block < last; ++block)
-          write(panel, panels, block, sums + (blocks.first(block) - base) * panels * kPanel);
       }
     }
+  }
+
+  // Own the lines that `write` will fill: each row's are on another page, and a core that waits for
+  // them one after the other loses a tenth of its time.
+  void fetch_out(int64_t panel, int panels, int64_t block) const {
+    const float* to = out + blocks.first(block) * outputs + panel * kPanel;
+    for (int m = 0; m < height(block); ++m, to += outputs)
+      for (int p = 0; p < panels; ++p) fetch_for_writing(to + p * kPanel);
   }
 
   // Add the bias and write what lies within the matrix; sums [panels, height, kPanel].
