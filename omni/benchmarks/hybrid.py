@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,7 +45,7 @@ from omni.models.backbone import DecoderStack  # noqa: E402
 from omni.models.batch import Batch, StateView  # noqa: E402
 from omni.models.loading import load_backbone  # noqa: E402
 
-PARTS = ("rollback", "listening", "speed", "growth", "far")
+PARTS = ("rollback", "listening", "speed", "busy", "growth", "far")
 NAME = "qwen3.5-0.8b-random"
 FAR_TOKENS = 262_144
 PIECE_S, UTTERANCE_S = 0.2, 10.0
@@ -200,15 +201,30 @@ def _first_token(engine: Engine, sequence: int, ids: list[int]) -> None:
 
 
 def speed(file: Path, folder: Path, num_threads: int, num_rounds: int) -> dict[str, Any]:
-    """Prefill and decoding beside llama.cpp (same 8-bit file) and transformers (bf16)."""
+    """Prefill and decoding beside llama.cpp (same 8-bit file) and transformers."""
+    return {
+        "llama": measure_speed(file, num_rounds, num_threads),
+        "transformers": {
+            dtype: beside_transformers(file, folder, dtype, num_threads, num_rounds)
+            for dtype in ("bfloat16", "float32")
+        },
+    }
+
+
+def beside_transformers(
+    file: Path, folder: Path, dtype: str, num_threads: int, num_rounds: int
+) -> dict[str, float]:
+    """Times of transformers over ours, by part, taken in turn in one run."""
     request = {"ids": random_ids(PROMPT_TOKENS, 1000), "num_tokens": 16, "bandwidth": False}
-    arguments, environment = (str(file), str(num_threads)), dict(os.environ)
+    threads_, environment = str(num_threads), dict(os.environ)
     taken: dict[str, list[dict[str, Any]]] = {"omni": [], "transformers": []}
     with (
-        Worker("omni.benchmarks.backbone_omni", *arguments, environment=environment) as ours,
+        Worker(
+            "omni.benchmarks.backbone_omni", str(file), threads_, environment=environment
+        ) as ours,
         Worker(
             "omni.benchmarks.backbone_transformers",
-            *(str(folder), str(num_threads), "bfloat16"),
+            *(str(folder), threads_, dtype),
             environment=environment,
         ) as theirs,
     ):
@@ -217,15 +233,20 @@ def speed(file: Path, folder: Path, num_threads: int, num_rounds: int) -> dict[s
                 answer = worker.ask(request)
                 if number:
                     taken[side].append(answer)
-    ratios = {
-        part: median(a[part] for a in taken["transformers"])
-        / median(a[part] for a in taken["omni"])
-        for part in ("prefill_s", "decode_s")
-    }
     return {
-        "llama": measure_speed(file, num_rounds, num_threads),
-        "transformers": {"prefill": ratios["prefill_s"], "decode": ratios["decode_s"]},
+        part: median(a[f"{part}_s"] for a in taken["transformers"])
+        / median(a[f"{part}_s"] for a in taken["omni"])
+        for part in ("prefill", "decode")
     }
+
+
+def busy(file: Path, num_threads: int, num_rounds: int) -> dict[str, Any]:
+    """Prefill and decoding beside llama.cpp while another process keeps one core busy."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            return measure_speed(file, num_rounds, num_threads)
+        finally:
+            other.kill()
 
 
 # --- Growth ----------------------------------------------------------------------------------
@@ -358,7 +379,10 @@ def main() -> None:
         write_gguf(file, QWEN3_5_08B)
         write_folder(folder, QWEN3_5_08B)
         result["speed"] = speed(file, folder, num_threads, arguments.rounds)
-    if set(chosen) - {"growth", "speed"}:
+    if "busy" in chosen:
+        write_gguf(file, QWEN3_5_08B)
+        result["busy"] = busy(file, num_threads, arguments.rounds)
+    if set(chosen) - {"growth", "speed", "busy"}:
         write_folder(folder, QWEN3_5_08B)
         stack = load_backbone(folder, home=root)
         for name, work in (("rollback", rollback), ("listening", listening), ("far", far)):

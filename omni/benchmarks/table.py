@@ -1,4 +1,5 @@
-"""``docs/benchmarks.md``: targets and what was measured, made from the JSON files beside it.
+"""``docs/benchmarks.md``: targets and what was measured, made from the JSON files beside it;
+and the CPU's tables of ``docs/kernels.md``.
 
 python -m omni.benchmarks.table docs/benchmarks      # rewrites docs/benchmarks.md
 """
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omni.benchmarks import hybrid_report
+from omni.benchmarks import hybrid_report, kernels_report
 from omni.benchmarks.row import Row
 
 HEAD = """# Benchmarks
@@ -184,31 +185,12 @@ def hearing(result: dict[str, Any]) -> list[Row]:
     ]
 
 
-def kernels(result: dict[str, Any]) -> list[Row]:
-    """Rows of ``omni bench kernels``: the linear at one row, by shape."""
-    (found,) = result["results"]
-    rows = []
-    for row in found["rows"]:
-        if row["kernel"] == "linear" and row["shape"].endswith("M=1"):
-            rows.append(
-                Row(
-                    f"linear {row['shape']}, share of read bandwidth "
-                    f"({found['read_gb_per_s']:.0f} GB/s)",
-                    ">= 65%",
-                    f"{row['bandwidth_share']:.0%}",
-                    row["share_of_read"] >= 0.65,
-                    "omni bench kernels",
-                )
-            )
-    return rows
-
-
 PARTS = {
     "conversation": conversation,
     "backbone": backbone,
     "hybrid": hybrid_report.rows,
     "hearing": hearing,
-    "kernels": kernels,
+    "kernels": kernels_report.rows,
 }
 
 
@@ -236,10 +218,21 @@ def render(folder: Path) -> str:
         text += "\n## Latency of each question\n\n![latencies](benchmarks/conversation.png)\n"
     if (folder / "hybrid.png").exists():
         text += "\n## The hybrid backbone\n\n![growth and rollback](benchmarks/hybrid.png)\n"
+    if (folder / "kernels.png").exists():
+        text += "\n## The operations\n\n![shares and ratios](benchmarks/kernels.png)\n"
+        text += "\nEvery figure: [kernels.md](kernels.md#on-the-cpu).\n"
     notes = folder / "notes.md"
     if notes.exists():
         text += "\n" + notes.read_text(encoding="utf-8")
     return text
+
+
+def with_cpu_kernels(page: str, result: dict[str, Any]) -> str:
+    """``docs/kernels.md`` with the tables of the last ``omni bench kernels`` between its marks."""
+    begin, end = (f"<!-- table.py: {name} -->\n" for name in ("begin", "end"))
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return before + begin + kernels_report.page(result) + end + after
 
 
 def _ms(seconds: float) -> str:
@@ -251,6 +244,12 @@ def main() -> None:
     page = folder.parent / "benchmarks.md"
     page.write_text(render(folder), encoding="utf-8")
     print(f"Written: {page}")
+    kernels = folder / "kernels.json"
+    if kernels.exists():
+        page = folder.parent / "kernels.md"
+        result = json.loads(kernels.read_text(encoding="utf-8"))
+        page.write_text(with_cpu_kernels(page.read_text(encoding="utf-8"), result), "utf-8")
+        print(f"Written: {page}")
 
 
 if __name__ == "__main__":

@@ -139,10 +139,14 @@ def _script(name: str, out: Path) -> None:
             raise OmniError(f"the benchmark {' '.join(arguments)} ended with {process.returncode}")
         results.append(json.loads(lines[-1]))
     written = [report.write(out, name, {"results": results})]
-    if name == "hybrid":
-        from omni.benchmarks import hybrid_report
+    if name in ("hybrid", "kernels"):
+        from omni.benchmarks import hybrid_report, kernels_report
 
-        written.append(hybrid_report.draw(out, {"results": results}))
+        drawn_by = {"hybrid": hybrid_report.draw, "kernels": kernels_report.draw}
+        try:
+            written.append(drawn_by[name](out, {"results": results}))
+        except ImportError:
+            print("No picture: matplotlib is not installed (pip install -e '.[bench]').")
     print(f"Written: {', '.join(map(str, written))}")
 
 

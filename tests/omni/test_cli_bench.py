@@ -45,9 +45,9 @@ def test_the_folder_of_the_results_is_made_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a" / "b"
-    monkeypatch.setitem(bench.SCRIPTS, "kernels", (("-c", "print('{}')"),))
-    assert main(["bench", "kernels", "--out", str(out)]) == 0
-    assert (out / "kernels.json").is_file()
+    monkeypatch.setitem(bench.SCRIPTS, "hearing", (("-c", "print('{}')"),))
+    assert main(["bench", "hearing", "--out", str(out)]) == 0
+    assert (out / "hearing.json").is_file()
     assert f"Results go to {out}." in capsys.readouterr().out.splitlines()[0]
     (out / "file").write_text("")
     assert main(["bench", "kernels", "--out", str(out / "file")]) == 1
