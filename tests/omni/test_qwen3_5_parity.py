@@ -13,7 +13,8 @@ from tiny_models import Driver, relative_rms
 from tiny_qwen3_5 import VOCABULARY, Kind, change_tensors, make, reference
 from transformers import PreTrainedModel, Qwen3_5ForCausalLM
 
-from omni.models import load_backbone
+from omni.errors import ModelError
+from omni.models import load_backbone, registry
 from omni.models.backbone import DecoderStack
 from omni.models.batch import Batch
 
@@ -57,6 +58,47 @@ def test_logits_do_not_depend_on_where_prefill_is_cut(kind: Kind, tmp_path: Path
         driver = Driver(backbone)
         parts = [driver.step([tokens[at : at + chunk]]) for at in range(0, 80, chunk)]
         assert relative_rms(torch.cat(parts), expected) <= LIMIT
+
+
+@pytest.mark.parametrize(("kind", "ratio"), [("dense", 1), ("next", 2), ("moe", 3)])
+def test_prefill_may_be_cut_at_every_place(kind: Kind, ratio: int, tmp_path: Path) -> None:
+    model = make(kind, ratio)
+    backbone = saved(model, tmp_path)
+    tokens = TOKENS[:70]
+    expected = reference(model, tokens)
+    for cut in range(1, 70):
+        driver = Driver(backbone)
+        parts = [driver.step([tokens[:cut]]), driver.step([tokens[cut:]])]
+        assert relative_rms(torch.cat(parts), expected) <= LIMIT, cut
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "next"])
+def test_a_row_that_transformers_pads_on_the_left_is_ours_without_padding(
+    kind: Kind, tmp_path: Path
+) -> None:
+    model = make(kind)
+    backbone = saved(model, tmp_path)
+    rows = [TOKENS[:41], TOKENS[50:53], TOKENS[60:100]]
+    tokens = torch.tensor([[9] * (41 - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (41 - len(row)) + [1] * len(row) for row in rows])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        padded = model(tokens, attention_mask=mask, position_ids=positions).logits
+    for row, theirs in zip(rows, padded, strict=True):
+        assert relative_rms(Driver(backbone).step([row]), theirs[41 - len(row) :]) <= LIMIT
+    together = Driver(backbone, num_sequences=3).step(rows).split([len(row) for row in rows])
+    for ours, theirs, row in zip(together, padded, rows, strict=True):
+        assert relative_rms(ours, theirs[41 - len(row) :]) <= LIMIT
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_any_share_of_a_head_may_be_rotated(share: float, tmp_path: Path) -> None:
+    pairs = int(16 * share)
+    sections = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
+    rope = {"rope_theta": 1e4, "partial_rotary_factor": share, "mrope_section": sections}
+    model = make("dense", rope_parameters=rope | {"rope_type": "default"})
+    expected = reference(model, TOKENS[:66])
+    assert relative_rms(Driver(saved(model, tmp_path)).step([TOKENS[:66]]), expected) <= LIMIT
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe", "next"])
@@ -166,6 +208,58 @@ def test_half_precision_checkpoints_are_read_as_they_are(
     backbone = load_backbone(tmp_path, home=tmp_path, precision="fp32")
     expected = reference(model, TOKENS[:90])
     assert relative_rms(Driver(backbone).step([TOKENS[:90]]), expected) <= LIMIT
+
+
+def test_half_precision_weights_leave_the_state_in_fp32(tmp_path: Path) -> None:
+    backbone = saved(make("dense").to(torch.bfloat16), tmp_path)
+    read = Qwen3_5ForCausalLM.from_pretrained
+    exact = reference(read(tmp_path, dtype=torch.float32).double(), TOKENS[:129]).float()
+    rounding = read(tmp_path, dtype=torch.bfloat16)
+    driver = Driver(backbone)
+    ours = torch.cat([driver.step([TOKENS[at : at + 43]]) for at in (0, 43, 86)])
+    assert driver.state.recurrent is not None
+    assert driver.state.conv is not None
+    assert {driver.state.recurrent.dtype, driver.state.conv.dtype} == {torch.float32}
+    assert relative_rms(ours, exact) <= LIMIT
+    assert relative_rms(reference(rounding, TOKENS[:129]).float(), exact) > 100 * LIMIT
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_and_shapes_are_the_models_own_both_ways(kind: Kind, tied: bool) -> None:
+    model = make(kind, tied=tied)
+    config = model.config.to_dict()
+    family = registry.family_of(config["model_type"])
+    theirs = {
+        name: tuple(value.shape)
+        for name, value in model.state_dict().items()
+        if ".visual." not in name and not (tied and name == "lm_head.weight")
+    }
+    plan = family.plan(family.config_from_hf(config), "hf", theirs)
+    ours = {piece.name: piece.shape for entry in plan for piece in entry.pieces}
+    assert ours == theirs
+
+
+def test_only_prediction_and_vision_may_lie_beside_the_text_stack(tmp_path: Path) -> None:
+    model = make("vision")
+    model.save_pretrained(tmp_path)
+    expected = Driver(load_backbone(tmp_path, home=tmp_path, precision="fp32")).step([TOKENS[:9]])
+    beside = {"mtp.layers.0.mlp.up_proj.weight": torch.ones(2, 2), "mtp.norm.weight": torch.ones(3)}
+    change_tensors(tmp_path, lambda tensors: tensors | beside)
+    backbone = load_backbone(tmp_path, home=tmp_path, precision="fp32")
+    assert torch.equal(Driver(backbone).step([TOKENS[:9]]), expected)
+    for name in (
+        "model.language_model.layers.0.linear_attn.gate.weight",
+        "mtpx.weight",
+        "visual.w",
+    ):
+        change_tensors(tmp_path, lambda tensors, name=name: tensors | {name: torch.ones(2)})  # type: ignore[misc]
+        with pytest.raises(ModelError, match=re.escape(name)):
+            load_backbone(tmp_path, home=tmp_path, precision="fp32")
+        change_tensors(
+            tmp_path,
+            lambda tensors, name=name: {k: v for k, v in tensors.items() if k != name},  # type: ignore[misc]
+        )
 
 
 def test_every_tensor_of_the_text_stack_is_used_and_no_other(tmp_path: Path) -> None:
