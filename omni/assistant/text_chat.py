@@ -145,7 +145,10 @@ class TextChat:
                         elif self.on_thought:
                             self.on_thought(decoded)
                     if output.finish_reason == "error":
-                        raise OmniError("the model's scores are not numbers: its weights are bad")
+                        raise OmniError(
+                            f"the scores of {self.model.name} are not numbers: its weights (or "
+                            "its adapter's) are bad; take another checkpoint"
+                        )
                     if output.finish_reason is not None:
                         stats.end = output.finish_reason
             if (rest := decoder.flush()) and not thought.is_open:

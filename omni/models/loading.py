@@ -63,8 +63,6 @@ def load(
             think and not made to; or of a shape that ``device`` cannot run.
     """
     source = _open(Path(path))
-    values = _values(source, home, progress, precision, adapter)
-    backbone = build_stack(source.config, values, device)
     if isinstance(source.checkpoint, GGUFFile):
         metadata = source.checkpoint.metadata
         tokenizer = Tokenizer.from_gguf(metadata)
@@ -72,14 +70,18 @@ def load(
     else:
         folder = source.checkpoint.path
         tokenizer, name = Tokenizer.from_file(folder / "tokenizer.json"), folder.name
-    if tokenizer.vocab_size > backbone.vocab_size:
+    num_embeddings = source.config.vocab_size
+    if tokenizer.vocab_size > num_embeddings:
         raise ModelError(
-            f"{path} has {tokenizer.vocab_size} tokens but only {backbone.vocab_size} embeddings"
+            f"{path} has {tokenizer.vocab_size} tokens but only {num_embeddings} embeddings"
         )
+    template = source.family.template(tokenizer, thinking)
+    values = _values(source, home, progress, precision, adapter)  # slow, so after all refusals
+    backbone = build_stack(source.config, values, device)
     return LoadedModel(
         backbone=backbone,
         tokenizer=tokenizer,
-        template=source.family.template(tokenizer, thinking),
+        template=template,
         name=name,
         context_tokens=backbone.max_positions,
         vision=_vision(source, precision),

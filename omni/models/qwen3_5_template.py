@@ -6,7 +6,9 @@ Source: ``chat_template.jinja`` of Qwen3.5 (tests compare with it).
 One thing differs on purpose. The published template drops the thought, even the empty one, of every
 answer before the last question; so each new question changes what stands before it, and the state
 computed from it with it. Here an answer keeps its empty thought, as the published template itself
-renders it until the next question comes.
+renders it until the next question comes. A thought that was thought is dropped as soon as its
+answer is given, in every case the same: also between a call and what comes of it, where the
+published template would keep it until the next question.
 """
 
 from __future__ import annotations

@@ -132,7 +132,9 @@ class Tokenizer:
         try:
             bpe = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
-            raise ModelError(f"cannot read the tokenizer {path}: {error}") from error
+            raise ModelError(
+                f"cannot read the tokenizer {path}: {error}; fetch it again"
+            ) from error
         decoder = bpe.get_added_tokens_decoder()
         added = {token.content: index for index, token in decoder.items()}
         hidden = [index for index, token in decoder.items() if token.special]

@@ -147,6 +147,18 @@ def test_scaled_rotary_positions_are_refused_rather_than_wrong(
 def test_a_model_without_a_tokenizer_is_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="tokenizer"):
         load(file, home=tmp_path)
+    assert not list(tmp_path.glob("repacked/*"))  # minutes of work for large weights
+
+
+@pytest.mark.parametrize("text", [None, "{}", '{"model": '])
+def test_a_folder_without_a_tokenizer_says_what_to_do(
+    folder: Path, tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:
+        (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match=r"tokenizer\.json: .*; fetch it again"):
+        load(folder, home=tmp_path)
+    assert not list(tmp_path.glob("repacked/*"))
 
 
 @pytest.mark.parametrize("damage", ["short", "garbled", "version"])

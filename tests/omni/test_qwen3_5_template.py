@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,29 @@ def test_nothing_differs_until_the_next_question(
         messages=(Message("user", (TextPart(question),)), *answers),
     )
     assert setup.template.render(conversation, NOTHING) == setup.rendered(conversation)
+
+
+@settings(max_examples=60, deadline=None)
+@given(conversation=conversations(with_tools(said, calls)), thought=texts, thinking=st.booleans())
+def test_thoughts_before_the_last_question_are_dropped_as_published(
+    setup: Setup, conversation: Conversation, thought: str, thinking: bool
+) -> None:
+    asked = Message("user", (TextPart("And now?"),))
+    conversation = replace(conversation, messages=(*conversation.messages, asked))
+    given = for_jinja(conversation)
+    for message in given["messages"]:
+        if message["role"] == "assistant":
+            message["reasoning_content"] = thought
+    theirs = setup.theirs.apply_chat_template(
+        given["messages"],
+        tools=given["tools"],
+        chat_template=TEMPLATE,
+        return_dict=False,
+        add_generation_prompt=True,
+        enable_thinking=thinking,
+    )
+    header = Qwen3_5Template(setup.tokenizer, thinking=thinking).assistant_header()
+    assert [*setup.as_published(conversation), *header] == theirs
 
 
 @pytest.mark.parametrize("thinking", [False, True])
