@@ -61,11 +61,12 @@ struct alignas(64) AttentionBuffers {
 // A partial result: [queries, dim] weighted values, then the maximum and the weight of each
 // query; query = (key head * rows + row) * group + head. dim is a whole number of the path's
 // vectors.
-// segment() fetches ahead within its thread's part, which ends before segment part_last.
+// segment() belongs to a thread's part, the segments from part_first on, before part_last: what is
+// to be fetched ahead.
 struct AttentionPath {
   int width;
   void (*segment)(const Attention& problem, const AttentionTile& tile, int64_t segment,
-                  int64_t part_last, AttentionBuffers& buffers, float* state);
+                  int64_t part_first, int64_t part_last, AttentionBuffers& buffers, float* state);
   void (*merge)(const Attention& problem, int64_t queries, float* into, const float* from);
   void (*finish)(const Attention& problem, const AttentionTile& tile, const float* state);
 };

@@ -18,6 +18,7 @@ constexpr int64_t kTogetherFloats = 512;
 // Several, so that a thread that is late leaves work to the others; few, because the beginning of
 // a part is not fetched ahead.
 constexpr int64_t kPartsPerThread = 4;
+constexpr int64_t kLeastSegments = 2;  // of a part, if there is one for each thread
 
 // The widest path whose vectors divide the head dimension; null when none does.
 const AttentionPath* path(int64_t dim) {
@@ -87,8 +88,9 @@ void attend(const Attention& problem, const AttentionPath& use, int64_t sequence
     struct Part {  // some segments of a tile
       int64_t tile, first, last, state;
     };
-    const int64_t wanted = kPartsPerThread * num_threads();
-    const int64_t longest = (pieces + wanted - 1) / wanted;
+    const int64_t share = (pieces + num_threads() - 1) / num_threads();
+    const int64_t longest = std::max((share + kPartsPerThread - 1) / kPartsPerThread,
+                                     std::min(share, kLeastSegments));
     std::vector<Part> parts;
     std::vector<int64_t> first_state;
     for (int64_t t = 0, made = 0; t < count; made += num_segments(tiles[t]), ++t) {
@@ -100,7 +102,7 @@ void attend(const Attention& problem, const AttentionPath& use, int64_t sequence
     auto compute = [&](int64_t i) {
       const Part& part = parts[i];
       for (int64_t s = part.first; s < part.last; ++s)
-        use.segment(problem, tiles[part.tile], s, part.last, buffers(),
+        use.segment(problem, tiles[part.tile], s, part.first, part.last, buffers(),
                     states.get() + (part.state + s - part.first) * state);
     };
     parallel_for(static_cast<int64_t>(parts.size()), compute);
@@ -117,9 +119,9 @@ void attend(const Attention& problem, const AttentionPath& use, int64_t sequence
     const AttentionTile& tile = tiles[i];
     const int64_t segments = num_segments(tile);
     const auto states = uninitialised(segments > 1 ? 2 * state : state);
-    use.segment(problem, tile, 0, segments, buffers(), states.get());
+    use.segment(problem, tile, 0, 0, segments, buffers(), states.get());
     for (int64_t s = 1; s < segments; ++s) {
-      use.segment(problem, tile, s, segments, buffers(), states.get() + state);
+      use.segment(problem, tile, s, 0, segments, buffers(), states.get() + state);
       use.merge(problem, tile.queries(problem), states.get(), states.get() + state);
     }
     use.finish(problem, tile, states.get());

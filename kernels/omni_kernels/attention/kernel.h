@@ -33,6 +33,7 @@ struct Ahead {
   int64_t floats;  // of one row
   int64_t at = 0;
   int due = 0;  // floats of a line not yet fetched
+  const float* const* also = nullptr;  // rows as many and as long, fetched at the same time
 };
 
 template <int FLOATS>
@@ -46,9 +47,11 @@ OMNI_INLINE void fetch(Ahead& ahead) {
   }
   for (int i = 0; i < lines; ++i) {
     __builtin_prefetch(*ahead.row + ahead.at);
+    if (ahead.also) __builtin_prefetch(*ahead.also + ahead.at);
     ahead.at += kLineFloats;
     if (ahead.at < ahead.floats) continue;
     ahead.at = 0;
+    if (ahead.also) ++ahead.also;
     if (++ahead.row == ahead.last) return;
   }
 }
@@ -288,7 +291,8 @@ OMNI_INLINE int64_t block_count(int64_t end, int64_t first) {
 }
 
 OMNI_FN static void segment(const Attention& problem, const AttentionTile& tile, int64_t number,
-                            int64_t part_last, AttentionBuffers& buffers, float* state) {
+                            int64_t part_first, int64_t part_last, AttentionBuffers& buffers,
+                            float* state) {
   const int64_t dim = problem.dim, group = problem.group();
   const int64_t each = tile.rows * group, queries = tile.kv_heads * each;
   float* most = state + queries * dim;
@@ -324,6 +328,7 @@ OMNI_FN static void segment(const Attention& problem, const AttentionTile& tile,
     if (count_ahead > 0) locate(problem, tile, following, count_ahead, *next);
     Ahead next_keys = {next->keys, next->keys + count_ahead, tile.kv_heads * dim};
     Ahead next_values = {next->values, next->values + count_ahead, tile.kv_heads * dim};
+    if (first == part_first * kSegmentKeys) next_keys.also = now->values;  // not fetched yet
     const float* const* keys = now->keys;
     const float* const* values = now->values;
 
