@@ -131,6 +131,7 @@ def _open(path: Path) -> _Source:
     with _named(path / "config.json"):
         family = registry.family_of(description.get("model_type"))
         config = family.config_from_hf(description)
+        vision = family.vision(description)
     folder = SafetensorsFolder(path)
     files = [path / "config.json", *folder.files]
     return _Source(
@@ -138,7 +139,7 @@ def _open(path: Path) -> _Source:
         config=config,
         checkpoint=folder,
         files=files,
-        vision=family.vision(description),
+        vision=vision,
     )
 
 
@@ -157,7 +158,8 @@ def _vision(source: _Source, precision: Precision) -> VisionTower | None:
         )
         for name in names
     }
-    return VisionTower(config, tensors, precision=precision)
+    with _named(checkpoint.path):
+        return VisionTower(config, tensors, precision=precision)
 
 
 @contextmanager

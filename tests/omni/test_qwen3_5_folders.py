@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import Driver, relative_rms
-from tiny_qwen3_5 import VOCABULARY, change_tensors, make, reference
+from tiny_qwen3_5 import VOCABULARY, change_tensors, make, make_tokenizer, reference
 from transformers import PreTrainedModel
 
 from omni.errors import ModelError
-from omni.models import load_backbone
+from omni.models import load, load_backbone
 
 TOKENS = random.Random(3).choices(range(VOCABULARY), k=30)
 INDEX = "model.safetensors.index.json"
@@ -182,3 +183,21 @@ def test_a_tied_head_may_lie_in_the_file_all_the_same(tmp_path: Path) -> None:
     change_tensors(tmp_path, lambda found: found | {"lm_head.weight": torch.zeros(VOCABULARY, 96)})
     backbone = load_backbone(tmp_path, home=tmp_path, precision="fp32")
     assert relative_rms(Driver(backbone).step([TOKENS]), reference(model, TOKENS)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"), [(9, "no weight 'blocks.1"), (0, "config.json: vision_config has depth")]
+)
+def test_what_is_wrong_with_the_vision_tower_names_the_folder(
+    tmp_path: Path, depth: int, expected: str
+) -> None:
+    folder = tmp_path / "hf"
+    make("vision", vocab_size=960).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    assert load(folder, home=tmp_path).vision is not None
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["depth"] = depth
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=re.escape(expected)) as caught:
+        load(folder, home=tmp_path)
+    assert str(caught.value).startswith(str(folder))
