@@ -132,8 +132,8 @@ class DecodeGraphs:
 
     def _fill(self, inputs: DecodeInputs, batch: DecodeInputs) -> None:
         """Copy ``batch`` in; the rows and pages behind it become nobody's again."""
-        size = len(batch.slots)
-        rest = nobody(len(inputs.slots) - size, self._num_pages, self._device)
+        size, num_rest = len(batch.slots), len(inputs.slots) - len(batch.slots)
+        rest = nobody(num_rest, self._num_pages, self._device) if num_rest else None
         for field in fields(DecodeInputs):
             target = getattr(inputs, field.name)
             source = getattr(batch, field.name)
@@ -142,4 +142,5 @@ class DecodeGraphs:
                 target[:size, : source.shape[1]].copy_(source, non_blocking=True)
             else:
                 target[:size].copy_(source, non_blocking=True)
-            target[size:] = getattr(rest, field.name)
+            if rest is not None:
+                target[size:] = getattr(rest, field.name)

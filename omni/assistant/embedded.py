@@ -48,6 +48,7 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
         device=choose(config.engine.device),
     )
     engine = Engine(model.backbone, config.engine, max_owners=config.server.max_sessions)
+    engine.warm_up()
     recogniser = Recogniser(recogniser_folder, threads=sizes.parts)
     hearing = Hearing(
         recogniser=StreamingRecogniser(recogniser, VoiceActivity()),

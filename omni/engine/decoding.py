@@ -7,7 +7,7 @@ for a long context costs time in a short one, so there are graphs for contexts o
 from __future__ import annotations
 
 import torch
-from omni_kernels.triton_graph import SIZES, Capture, DecodeGraphs, DecodeInputs
+from omni_kernels.triton_graph import SIZES, Capture, DecodeGraphs, DecodeInputs, nobody
 
 from omni.models.batch import Batch, GraphedBackbone, StateView
 
@@ -31,7 +31,16 @@ class DecodingSteps:
 
     def run(self, batch: Batch) -> torch.Tensor:
         """Compute ``batch``; logits [R, vocab_size] of its ``logits_rows``, valid for good."""
-        inputs = self._inputs(batch)
+        logits = self._run(self._inputs(batch))
+        return logits[batch.logits_rows.to(logits.device)]
+
+    def warm_up(self, max_sequences: int) -> None:
+        """Capture the graphs of short contexts, on rows of nobody."""
+        for size, smaller in zip(SIZES, (0, *SIZES), strict=False):
+            if smaller < max_sequences:
+                self._run(nobody(size, 1, "cpu"))
+
+    def _run(self, inputs: DecodeInputs) -> torch.Tensor:
         num_pages = FIRST_PAGES
         while num_pages < inputs.page_table.shape[1]:
             num_pages *= 4
@@ -42,8 +51,7 @@ class DecodingSteps:
                 device=self._backbone.state_spec.device,
                 capture=self._capture,
             )
-        logits = self._graphs[num_pages].run(inputs)
-        return logits[batch.logits_rows.to(logits.device)]
+        return self._graphs[num_pages].run(inputs)
 
     def _inputs(self, batch: Batch) -> DecodeInputs:
         size, positions = batch.num_sequences, batch.positions

@@ -101,6 +101,10 @@ class Engine:
         self._num_tokens_sampled = 0
         self._last_step_tokens = 0
 
+    def warm_up(self) -> None:
+        """Compile what a card runs before anybody waits for it; on a CPU there is nothing to do."""
+        self._runner.warm_up(self._config.max_sequences, self._config.step_tokens)
+
     # --- The loop ----------------------------------------------------------------------------
 
     def has_work(self) -> bool:

@@ -18,6 +18,9 @@ from omni.engine.state import State
 from omni.engine.state_cache import StateCache
 from omni.models.batch import Backbone, Batch, GraphedBackbone
 
+WARM_TOKENS = (1, 8, 24, 64)
+"""Numbers of rows for which the card's matrices and attention have programs of their own."""
+
 
 class Runner:
     """Runs ``backbone`` on the state in ``cache``, in the caller's thread."""
@@ -40,6 +43,30 @@ class Runner:
             if self._decoding is not None and self._decoding.take(batch):
                 return self._decoding.run(batch)
             return self._backbone.forward(batch.to(self._device), self._cache.view)
+
+    def warm_up(self, max_sequences: int, max_tokens: int) -> None:
+        """Compile what a card's steps of up to so many sequences and tokens run.
+
+        The null page and slot 0 take what it computes: no sequence notices.
+        """
+        if not self._backbone.state_spec.on_card:
+            return
+        if self._decoding is not None:
+            self._decoding.warm_up(max_sequences)
+        for size in WARM_TOKENS:
+            if size <= max_tokens:
+                batch = Batch(
+                    token_ids=torch.zeros(size, dtype=torch.int64),
+                    positions=torch.arange(size),
+                    cu_seqlens=(0, size),
+                    num_computed=(0,),
+                    page_table=((0,) * -(-size // self._cache.page_tokens),),
+                    slots=(0,),
+                    logits_rows=torch.tensor([size - 1]),
+                    journal_starts=(-1,) if self._cache.is_recurrent else None,
+                )
+                with torch.inference_mode():
+                    self._backbone.forward(batch.to(self._device), self._cache.view)
 
     def _batch(self, chunks: Seq[Chunk]) -> Batch:
         token_ids: list[int] = []

@@ -63,6 +63,7 @@ class Recorded:
     def __init__(self, engine: Engine, runner: Runner) -> None:
         self.engine, self.runner = engine, runner
         self.logits: list[torch.Tensor] = []
+        self.warm_up = runner.warm_up
 
     def run(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         poison(self.engine)
@@ -153,6 +154,20 @@ def test_going_back_and_on_has_the_bits_of_never_having_gone_further() -> None:
     assert again == first[1:]
     assert len(talk.recorded.logits) == num_steps + 2
     assert all(map(torch.equal, talk.recorded.logits[-2:], straight))
+
+
+def test_warming_up_captures_all_that_decoding_needs_and_no_sequence_notices() -> None:
+    host, card, captures = stacks(HYBRID)
+    expected, got = Talk(host), Talk(card)
+    first = [(talk, talk.add(PROMPT[:3])) for talk in (expected, got)]
+    for talk, _ in first:
+        talk.drain()
+        talk.engine.warm_up()
+    assert captures.sizes == [1, 2, 4]
+    assert card.num_eager == 2  # a prompt's step and a row
+    said = [talk.say(seq_id, talk.add([8]), num_tokens=2) for talk, seq_id in first]
+    assert said[0] == said[1]
+    assert captures.sizes == [1, 2, 4]
 
 
 def test_a_long_context_has_graphs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
