@@ -191,7 +191,7 @@ void spread(const uint8_t* data, int bits, int64_t groups, uint8_t* lines) {
     spread_groups<5>(data, groups, lines);
 }
 
-// NEAR: nobody has fetched these weights before.
+// NEAR: see Ahead.
 template <int BITS, bool OFFSETS, int PANELS, int ROWS, bool NEAR>
 OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* block, Ahead ahead,
                             float* sums) {
@@ -254,8 +254,8 @@ OMNI_AVX512 void panel_tile(const Tile& tile, int64_t panel, const uint8_t* bloc
 template <int BITS, bool OFFSETS, int ROWS>
 void row_tile(const Tile& tile, const uint8_t* block, Ahead ahead, float* sums) {
   if (tile.panels == 2 && ROWS > 1) {
-    (ahead.lines > 0 ? panel_tile<BITS, OFFSETS, 2, ROWS, false>
-                     : panel_tile<BITS, OFFSETS, 2, ROWS, true>)(tile, 0, block, ahead, sums);
+    (ahead.near ? panel_tile<BITS, OFFSETS, 2, ROWS, true>
+                : panel_tile<BITS, OFFSETS, 2, ROWS, false>)(tile, 0, block, ahead, sums);
     return;
   }
   // One row waits for memory only, and one stream is read faster than two.

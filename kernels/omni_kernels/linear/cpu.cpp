@@ -133,9 +133,10 @@ struct Product {
     const int64_t line = block * lines;
     panel += line / weight.format.bits;
     if (blocks.parts == 1 || line >= kTilePanels * weight.format.bits || panel >= end)
-      return {nullptr, 0};
+      return {nullptr, 0, block == 0 && !spread};
     const Span next = span(index);
-    return {group(panel, next.first) + line % weight.format.bits * next.size() * kLine, lines};
+    return {group(panel, next.first) + line % weight.format.bits * next.size() * kLine, lines,
+            block == 0 && !spread};
   }
 
   // Lines per group that each of `sharers` blocks fetches: together two panels', in equal parts

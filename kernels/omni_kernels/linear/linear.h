@@ -50,6 +50,7 @@ struct Tile {
 struct Ahead {
   const uint8_t* memory;
   int lines;
+  bool near = true;  // nobody before has brought the tile's own weights to the first-level cache
 };
 
 struct Span {
