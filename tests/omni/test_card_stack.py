@@ -19,6 +19,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from omni.engine.shares import Shares
+from omni.engine.state_cache import StateCache
 from omni.errors import ModelError
 from omni.models import registry, weights
 from omni.models.backbone import BackboneConfig, DecoderStack
@@ -31,6 +33,8 @@ from omni.models.weights import SafetensorsFolder
 
 __all__ = ["one_thread"]
 
+MOVES = (torch.ops.aten.lift_fresh, torch.ops.aten._to_copy, torch.ops.aten.copy_)
+"""Operators by which a tensor of the host is made and goes to a card."""
 HOST, NOWHERE = torch.device("cpu"), torch.device("meta")
 
 
@@ -208,7 +212,7 @@ class OneDevice(TorchDispatchMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         self.num_custom += function.namespace == "omni"
-        if function.overloadpacket not in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+        if function.overloadpacket not in MOVES:
             for value in tree_leaves((args, kwargs)):
                 if isinstance(value, torch.Tensor) and value.dim():
                     assert value.device == self.device, f"{function} on {value.device}"
@@ -251,3 +255,33 @@ def test_a_whole_step_stays_on_its_device_and_decoding_reads_nothing_back() -> N
     assert (logits.shape, logits.device) == ((4, config.vocab_size), NOWHERE)
     assert watched.num_custom == 4  # two recurrent layers, an attention layer of two launches
     stack.replay(state, 1, slice(0, 3))
+
+
+def test_a_token_is_five_launches_a_recurrent_layer_and_six_an_attention_layer() -> None:
+    config, values = stack_parts(mixers=HYBRID)
+    stack = CardStack(config, packed(values), device=NOWHERE)
+    with OneDevice(NOWHERE) as watched:
+        stack.decode(nobody(1, 8, NOWHERE), empty_state(stack))
+    assert watched.num_custom == 5 + 6 + 5 + 1  # and the head
+
+
+def test_state_and_its_copies_lie_where_the_stack_runs() -> None:
+    spec = CardStack(*stack_parts(mixers=HYBRID), device=NOWHERE).state_spec
+    cache = StateCache(spec, num_pages=6, page_tokens=4, num_slots=2, journal_tokens=6)
+    view = cache.view
+    for tensor in (view.kv, view.recurrent, view.conv, view.journal):
+        assert tensor is not None
+        assert tensor.device == NOWHERE
+    account = Shares(max_owners=1, num_pages=6, max_sequences=2, context_pages=6).open("")
+    a, b = cache.take_slot(), cache.take_slot()
+    pages: list[int] = []
+    cache.fit(pages, 0, 6, account)
+    cache.share(pages, account)
+    with OneDevice(NOWHERE) as watched:
+        cache.load(a, None)
+        checkpoint = cache.checkpoint(a, 3)
+        cache.load(b, checkpoint)
+        cache.copy_slot(b, a, 2)
+        cache.fit(pages.copy(), 5, 7, account)  # the second page is another's too: copied
+    assert checkpoint.slots.recurrent.device == NOWHERE
+    assert watched.num_custom == 4  # a launch each
