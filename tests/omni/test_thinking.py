@@ -272,7 +272,8 @@ def test_without_a_token_of_its_own_the_end_is_found_however_it_is_cut(
 
 def test_a_closing_mark_that_is_only_spelt_out_ends_no_thought() -> None:
     reader = Thought(tokenizer(), is_open=True)
-    assert [reader.push(index, "x") for index in tokenizer().encode("</think>")] == [None] * 8
+    spelt = [reader.push(index, chr(index)) for index in tokenizer().encode("</think> x")]
+    assert spelt == [None] * len("</think> x")
     assert reader.is_open
     assert reader.push(ids_of("</think>")[0], "</think>") is None
     assert not reader.is_open
