@@ -45,6 +45,11 @@ class Parts(Protocol):
         """Parts that have been submitted and have not begun."""
         ...
 
+    @property
+    def eyes(self) -> Parts:
+        """The lane of looks, which never wait behind speech; polled with this one."""
+        ...
+
     def submit(
         self,
         priority: int,
@@ -134,6 +139,10 @@ class InlineParts:
     def num_waiting(self) -> int:
         return len(self._queue)
 
+    @property
+    def eyes(self) -> Parts:
+        return self
+
     def submit(
         self,
         priority: int,
@@ -167,6 +176,8 @@ class ThreadParts:
     Args:
         on_finished: called on any thread when :meth:`poll` has something to do.
         initialise: called once on the parts thread before the first part (thread counts).
+        eyes: a second lane with a thread of its own, started, polled and stopped with this one;
+            None: looks queue here.
     """
 
     def __init__(
@@ -175,8 +186,11 @@ class ThreadParts:
         max_waiting: int = MAX_WAITING_PARTS,
         on_finished: Callable[[], None] = lambda: None,
         initialise: Callable[[], None] = lambda: None,
+        eyes: ThreadParts | None = None,
+        name: str = "omni-parts",
     ) -> None:
-        self.on_finished = on_finished
+        self._on_finished = on_finished
+        self._eyes = eyes
         self.num_refused = 0
         self._max_waiting = max_waiting
         self._initialise = initialise
@@ -186,10 +200,27 @@ class ThreadParts:
         self._finished: list[Job] = []
         self._num_submitted = 0
         self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="omni-parts", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def eyes(self) -> Parts:
+        return self._eyes or self
+
+    @property
+    def on_finished(self) -> Callable[[], None]:
+        """Called on any thread when :meth:`poll` has something to do."""
+        return self._on_finished
+
+    @on_finished.setter
+    def on_finished(self, value: Callable[[], None]) -> None:
+        self._on_finished = value
+        if self._eyes is not None:
+            self._eyes.on_finished = value
 
     def start(self) -> None:
         self._thread.start()
+        if self._eyes is not None:
+            self._eyes.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Drop what waits, ask the running part to stop and wait for the thread. Idempotent."""
@@ -199,6 +230,8 @@ class ThreadParts:
             if self._running is not None:
                 self._running.is_cancelled = True
             self._lock.notify_all()
+        if self._eyes is not None:
+            self._eyes.stop(timeout_s)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -227,16 +260,20 @@ class ThreadParts:
                 self.num_refused += 1
             self._lock.notify()
         if refused is not None:
-            self.on_finished()
+            self._on_finished()
         return _ThreadTicket(self, job)
 
     def is_ready(self) -> bool:
-        return bool(self._finished)
+        return bool(self._finished) or (self._eyes is not None and self._eyes.is_ready())
 
     def poll(self) -> None:
+        finish_all(self._taken())
+
+    def _taken(self) -> list[Job]:
+        """What has finished, the lane's included."""
         with self._lock:
             finished, self._finished = self._finished, []
-        finish_all(finished)
+        return finished + (self._eyes._taken() if self._eyes is not None else [])
 
     def forget(self) -> None:
         """Drop every part, the running one included: no ``done`` of theirs is called any more."""
@@ -246,6 +283,8 @@ class ThreadParts:
             if self._running is not None:
                 self._running.is_cancelled = True
                 self._running.done = lambda _: None
+        if self._eyes is not None:
+            self._eyes.forget()
 
     def cancel(self, job: Job) -> None:
         """Cancel ``job`` wherever it is: waiting, running, or finished and not yet polled."""
@@ -255,7 +294,7 @@ class ThreadParts:
                 return
             self._remove(job)
             self._finished.append(job)
-        self.on_finished()
+        self._on_finished()
 
     def _remove(self, job: Job) -> None:
         self._waiting.remove(job)
@@ -274,7 +313,7 @@ class ThreadParts:
             job.run()
             with self._lock:
                 self._finished.append(job)
-            self.on_finished()
+            self._on_finished()
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,6 +313,34 @@ class Respond:
 
 
 @dataclass(frozen=True, slots=True)
+class Say:
+    """A response of given words: spoken (or written) as they are, without the backbone.
+
+    It leaves no trace in the session's sequence until an Edit holds its message.
+    """
+
+    session_id: str
+    response_id: str
+    text: str
+    config: ResponseConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """See one frame of the session's camera, taken at ``at_ms``; answered by :class:`Seen`.
+
+    ``data`` is an image file. Frames come in order; whoever sends the next before the answer makes
+    it wait.
+    """
+
+    session_id: str
+    frame_id: str
+    data: bytes = field(compare=False, repr=False)
+    at_ms: int
+    wants_text: bool = False  # read what is written there, too
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Stop a response now; no output with its id follows except one :class:`Done`."""
 
@@ -354,6 +382,8 @@ Command = (
     | Speculate
     | Confirm
     | Respond
+    | Say
+    | Look
     | Cancel
     | Pause
     | Resume
@@ -382,6 +412,16 @@ class TranscriptDone:
     text: str
     duration_ms: int
     language: str = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was in a frame; without a ``scene``, ``reason`` says why."""
+
+    session_id: str
+    frame_id: str
+    scene: Scene | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,6 +521,7 @@ Output = (
     TranscriptDelta
     | TranscriptDone
     | TurnScore
+    | Seen
     | TextDelta
     | AudioDelta
     | ToolCall

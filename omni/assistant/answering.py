@@ -30,6 +30,7 @@ from omni.types import (
     Message,
     Output,
     Respond,
+    Say,
     Speculate,
     Usage,
 )
@@ -120,6 +121,19 @@ class Answering:
         }
         response.waiting_for |= self._seeing.look(session, conversation)
         self._start_when_ready(session, response)
+
+    def say(self, session: Session, command: Say) -> None:
+        """Speak given words."""
+        response = Response(
+            session.session_id,
+            command.response_id,
+            command.config,
+            self._voice,
+            out_of_band=True,
+        )
+        session.responses[command.response_id] = response
+        response.pause(session.is_paused)
+        response.recite(command.text, lambda: self._end(session, response, "completed"))
 
     def cancel(self, session: Session, response_id: str) -> None:
         """Stop a response, or forget a guess that has ended by itself."""

@@ -14,6 +14,7 @@ from omni.assistant.context import ANSWER_RESERVE_TOKENS, Context
 from omni.assistant.listening import Hearing, Turn
 from omni.assistant.seeing import Seeing, Sight
 from omni.assistant.session import Session, turn_ids
+from omni.assistant.watching import Watcher, Watching
 from omni.engine.engine import Engine, EngineStats, Priority
 from omni.errors import CapacityError
 from omni.models import LoadedModel
@@ -29,11 +30,13 @@ from omni.types import (
     Edit,
     Failed,
     Feed,
+    Look,
     Open,
     Output,
     Pause,
     Respond,
     Resume,
+    Say,
     ScoreTurn,
     Speculate,
     TranscriptDone,
@@ -52,6 +55,7 @@ class Assistant:
         engine: Engine,
         hearing: Hearing,
         sight: Sight,
+        watcher: Watcher | None = None,
         speech: SpeechDecoder,
         parts: Parts,
         instructions: str,
@@ -67,6 +71,7 @@ class Assistant:
         self._sessions: dict[str, Session] = {}
         self._outputs: list[Output] = []
         self._seeing = Seeing(sight, parts, on_seen=self._seen)
+        self._watching = Watching(watcher, parts, emit=self._emit)
         self._answering = Answering(
             model=model,
             engine=engine,
@@ -117,6 +122,10 @@ class Assistant:
                         self._retire(session, turn)
             case Respond():
                 self._answering.respond(session, command)
+            case Say():
+                self._answering.say(session, command)
+            case Look():
+                self._watching.look(session, command)
             case Cancel():
                 self._answering.cancel(session, command.response_id)
             case Pause():
@@ -191,6 +200,7 @@ class Assistant:
         for turn in session.turns.values():
             turn.drop()
         self._seeing.close(session)
+        self._watching.close(session)
         self._answering.close(session)
         if session.sequence is not None:
             self._engine.free(session.sequence)

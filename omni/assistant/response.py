@@ -7,6 +7,7 @@ time and in order. Knows nothing of the engine or of turns.
 from __future__ import annotations
 
 import logging
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,6 +65,9 @@ def tool_opening(choice: str, template: ChatTemplate) -> tuple[list[int], str]:
     if choice.startswith("function:"):
         return template.call_opening(choice.removeprefix("function:"))
     return [], ""
+
+
+_SENTENCE_END = re.compile(r"[.!?]\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +298,27 @@ class Response:
 
     def total_usage(self) -> Usage:
         return replace(self._usage, output_text_tokens=self._num_tokens)
+
+    def recite(self, text: str, on_said: Callable[[], None]) -> None:
+        """Say ``text``, which no model wrote; its first sentence is heard while the rest is made.
+
+        ``on_said`` is called when all was said.
+        """
+        self._on_spoken = on_said
+        self._on_failed = lambda error: self._leave_unsaid(error, on_said)
+        if self.config.modality == "audio":
+            try:
+                self._stream = self._open_stream()
+            except OmniError as error:
+                self._on_failed(error)
+                return
+        first_end = match.end() if (match := _SENTENCE_END.search(text)) else len(text)
+        self._say(text[:first_end])
+        self._generation_done = True
+        self._say(text[first_end:])
+        self._speak()
+        if self._stream is None:
+            on_said()
 
     def close_with(self, text: str, on_said: Callable[[], None]) -> None:
         """Say ``text``, which no model wrote, instead of what is still to come.

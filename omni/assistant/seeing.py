@@ -138,7 +138,7 @@ class Seeing:
             session.senses.sights[part.media_id] = result
             self._on_seen(session, part.media_id)
 
-        ticket = self._parts.submit(
+        ticket = self._parts.eyes.submit(
             PartPriority.LOOK, lambda should_stop: self._sight.look(part, should_stop), done
         )
         session.looks[part.media_id] = ticket

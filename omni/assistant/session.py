@@ -8,6 +8,7 @@ from __future__ import annotations
 from omni.assistant.context import Context, Senses
 from omni.assistant.listening import Turn
 from omni.assistant.response import Response
+from omni.assistant.watching import Watch
 from omni.parts import Ticket
 from omni.types import AudioPart, Conversation, Message
 
@@ -24,6 +25,7 @@ class Session:
         self.senses = Senses()
         self.looks: dict[str, Ticket] = {}  # pictures that are being looked at, by media_id
         self.languages: dict[str, str] = {}  # of the turns that were not in English
+        self.watch = Watch()
         self.responses: dict[str, Response] = {}
         self.guesses: dict[str, Response] = {}  # speculations that ended before their turn did
         self.is_paused = False

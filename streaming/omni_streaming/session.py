@@ -37,6 +37,7 @@ from omni.types import (
     Output,
     Progress,
     Respond,
+    Seen,
     TextDelta,
     ToolCall,
     TranscriptDelta,
@@ -164,6 +165,8 @@ class Session:
         elif isinstance(output, TranscriptDone):
             self.turns.take_transcript(output)
             self._drop_empty_answer(output)
+        elif isinstance(output, Seen):
+            pass  # nobody has asked for frames to be seen
         elif isinstance(output, Failed) and output.response_id is None:
             self._fail(output)
         elif isinstance(output, Failed) and self.turns.take_failure(output):

@@ -29,14 +29,23 @@ from omni.errors import CancelledError, InputError, ModelError
 from omni.models import LoadedModel, load
 from omni.models.batch import Backbone
 from omni.types import (
+    OUTPUT_RATE_HZ,
+    AudioDelta,
+    Cancel,
     Conversation,
+    Done,
     Edit,
     EmbeddingSpan,
+    Look,
     MediaPart,
     Message,
     Open,
+    Output,
     Respond,
     ResponseConfig,
+    Say,
+    Scene,
+    Seen,
     Span,
     TextDelta,
     TextPart,
@@ -366,3 +375,92 @@ def test_a_session_that_leaves_while_it_looks_leaves_nothing_behind() -> None:
         assistant.close()
         run(assistant)
         assert sight.looks == []
+
+
+# --- A camera --------------------------------------------------------------------------------
+
+
+class Glances:
+    """Eyes that tell how many frames they saw before; a broken frame is none."""
+
+    def look(
+        self,
+        data: bytes,
+        at_ms: int,
+        state: object | None,
+        *,
+        wants_text: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[Scene, object]:
+        if data == b"broken":
+            raise InputError("it is damaged")
+        count = 1 if state is None else int(str(state)) + 1
+        return Scene(at_ms=at_ms, main=f"frame {count}"), count
+
+
+def seen(outputs: list[Output]) -> dict[str, str]:
+    return {
+        o.frame_id: (o.scene.main or "") if o.scene else o.reason
+        for o in outputs
+        if isinstance(o, Seen)
+    }
+
+
+def test_frames_are_seen_in_order_and_a_bad_one_loses_nothing() -> None:
+    with tiny_assistant(watcher=Glances()) as assistant:
+        assistant.submit(Open("s", Conversation()))
+        found = {}
+        for name, data in (("a", b"1"), ("b", b"broken"), ("c", b"2")):
+            assistant.submit(Look("s", name, data, 0))
+            found |= seen(run(assistant))
+        assert found == {"a": "frame 1", "b": "it is damaged", "c": "frame 2"}
+
+
+def test_frames_that_come_faster_than_they_are_seen_are_skipped_but_for_text() -> None:
+    with tiny_assistant(watcher=Glances()) as assistant:
+        assistant.submit(Open("s", Conversation()))
+        for number in range(6):
+            assistant.submit(Look("s", str(number), b"1", number, wants_text=number == 1))
+        found = seen(run(assistant))
+        skipped = [name for name, what in found.items() if what.startswith("skipped")]
+        assert sorted(skipped) == ["2", "3", "4"]
+        assert [found[name] for name in "015"] == ["frame 1", "frame 2", "frame 3"]
+
+
+def test_without_eyes_a_look_says_so() -> None:
+    with tiny_assistant() as assistant:
+        assistant.submit(Open("s", Conversation()))
+        assistant.submit(Look("s", "a", b"1", 0))
+        assert "has no eyes" in seen(run(assistant))["a"]
+
+
+def test_given_words_are_spoken_as_they_are() -> None:
+    words = "Watch out. A bicycle is coming from the left."
+    with tiny_assistant() as assistant:
+        assistant.submit(Open("s", Conversation()))
+        run(assistant)
+        before = assistant.context_text("s")
+        assistant.submit(Say("s", "r", words, ResponseConfig()))
+        outputs = run(assistant)
+        assert "".join(o.text for o in outputs if isinstance(o, TextDelta)) == words
+        sound = [o for o in outputs if isinstance(o, AudioDelta)]
+        assert sum(len(o.pcm) for o in sound) > OUTPUT_RATE_HZ  # half a second at least
+        assert sound[-1].marks[-1].num_chars == len(words)
+        (done,) = [o for o in outputs if isinstance(o, Done)]
+        assert done.reason == "completed"
+        assert done.usage.output_text_tokens == 0
+        assert assistant.context_text("s") == before
+
+
+def test_given_words_are_written_in_the_text_modality_and_can_be_cancelled() -> None:
+    with tiny_assistant() as assistant:
+        assistant.submit(Open("s", Conversation()))
+        assistant.submit(Say("s", "r", "One. Two.", TEXT))
+        outputs = run(assistant)
+        assert "".join(o.text for o in outputs if isinstance(o, TextDelta)) == "One. Two."
+        assert not any(isinstance(o, AudioDelta) for o in outputs)
+        assistant.submit(Say("s", "r2", "One. Two. Three.", ResponseConfig()))
+        assistant.submit(Cancel("s", "r2"))
+        outputs = run(assistant)
+        assert not any(isinstance(o, AudioDelta) for o in outputs)
+        assert [o.reason for o in outputs if isinstance(o, Done)] == ["cancelled"]

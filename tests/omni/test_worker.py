@@ -449,6 +449,22 @@ def thread_parts() -> Iterator[ThreadParts]:
     parts.stop()
 
 
+def test_a_look_does_not_wait_behind_speech() -> None:
+    parts = ThreadParts(eyes=ThreadParts(name="omni-eyes"))
+    parts.start()
+    results, is_seen, came = Results(), threading.Event(), threading.Event()
+    parts.on_finished = came.set
+    parts.submit(0, lambda _: is_seen.wait(10), results.done("speech"))
+    parts.eyes.submit(4, lambda _: is_seen.set(), results.done("look"))
+    while len(results.order) < 2:
+        assert came.wait(10), "the look waited for the speech, which waits for the look"
+        came.clear()
+        parts.poll()
+    assert results.by_name == {"look": None, "speech": True}
+    parts.stop()
+    assert not [t for t in threading.enumerate() if t.name.startswith("omni-")]
+
+
 class Results:
     """Collects what `done` was called with."""
 

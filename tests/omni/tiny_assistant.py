@@ -23,6 +23,7 @@ from tiny_backbone import Mixers, decoder_stack
 from omni.assistant import Assistant
 from omni.assistant.listening import Hearing
 from omni.assistant.seeing import Blind, Sight
+from omni.assistant.watching import Watcher
 from omni.config import EngineConfig
 from omni.engine.engine import Engine
 from omni.models import LoadedModel
@@ -142,6 +143,7 @@ def build(
     max_sessions: int = 4,
     loaded: LoadedModel | None = None,
     sight: Sight | None = None,
+    watcher: Watcher | None = None,
 ) -> Assistant:
     config = config or EngineConfig(num_pages=1024, max_context_tokens=MAX_POSITIONS)
     loaded = loaded or model()
@@ -150,6 +152,7 @@ def build(
         engine=Engine(loaded.backbone, config, max_owners=max_sessions),
         hearing=Hearing(StreamingRecogniser(script or Script(), Loudness()), EvenOdds()),
         sight=sight or Blind(),
+        watcher=watcher,
         speech=voice(),
         parts=parts,
         instructions="Be brief.",
@@ -165,10 +168,17 @@ def tiny_assistant(
     max_sessions: int = 4,
     loaded: LoadedModel | None = None,
     sight: Sight | None = None,
+    watcher: Watcher | None = None,
 ) -> Iterator[Assistant]:
     """An assistant whose books must balance, and be empty, at the end."""
     assistant = build(
-        InlineParts(), script, config, max_sessions=max_sessions, loaded=loaded, sight=sight
+        InlineParts(),
+        script,
+        config,
+        max_sessions=max_sessions,
+        loaded=loaded,
+        sight=sight,
+        watcher=watcher,
     )
     yield assistant
     assistant.check_integrity()

@@ -1,0 +1,126 @@
+"""Frames of a session's camera become scenes, one after another, on the lane of looks.
+
+Used by :mod:`omni.assistant.assistant` on the engine thread. What a scene means is for others to
+decide; here frames are seen in order, and nothing of them is kept but what the eyes need to compare
+the next one with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from omni.assistant.priorities import PartPriority
+from omni.errors import CancelledError, OmniError
+from omni.parts import Parts, ShouldStop, Ticket
+from omni.types import Look, Output, Scene, Seen
+
+if TYPE_CHECKING:
+    from omni.assistant.session import Session
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING_FRAMES = 2
+"""Frames of a session that wait to be seen; older ones are skipped, unless text is wanted."""
+
+
+class Watcher(Protocol):
+    """Eyes that follow a camera: :class:`omni_encoders.eyes.Eyes`."""
+
+    def look(
+        self,
+        data: bytes,
+        at_ms: int,
+        state: object | None,
+        *,
+        wants_text: bool = False,
+        should_stop: ShouldStop = lambda: False,
+    ) -> tuple[Scene, object]:
+        """See one frame taken at ``at_ms``; ``state`` is what was seen before.
+
+        Raises:
+            InputError: it is no picture.
+            CancelledError: ``should_stop()`` became true.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class Watch:
+    """One session's camera."""
+
+    state: object | None = None  # the eyes' own, of the frames so far
+    waiting: deque[Look] = field(default_factory=deque)
+    ticket: Ticket | None = None
+
+
+class Watching:
+    """The cameras of all sessions; ``watcher`` None: there are no eyes."""
+
+    def __init__(
+        self, watcher: Watcher | None, parts: Parts, *, emit: Callable[[Output], None]
+    ) -> None:
+        self._watcher = watcher
+        self._parts = parts
+        self._emit = emit
+
+    def look(self, session: Session, command: Look) -> None:
+        """See a frame once those before it have been seen."""
+        if self._watcher is None:
+            self._tell(command, None, "this assistant has no eyes: the detector is missing")
+            return
+        watch = session.watch
+        watch.waiting.append(command)
+        while len(watch.waiting) > MAX_WAITING_FRAMES:
+            skipped = next((w for w in watch.waiting if not w.wants_text), watch.waiting[0])
+            watch.waiting.remove(skipped)
+            self._tell(skipped, None, "skipped: newer frames are waiting")
+        if watch.ticket is None:
+            self._next(watch)
+
+    def close(self, session: Session) -> None:
+        session.watch.waiting.clear()
+        ticket, session.watch.ticket = session.watch.ticket, None
+        if ticket is not None:
+            ticket.cancel()
+
+    def _next(self, watch: Watch) -> None:
+        if not watch.waiting:
+            return
+        watcher, command, state = self._watcher, watch.waiting.popleft(), watch.state
+        assert watcher is not None
+
+        def work(should_stop: ShouldStop) -> tuple[Scene, object]:
+            return watcher.look(
+                command.data,
+                command.at_ms,
+                state,
+                wants_text=command.wants_text,
+                should_stop=should_stop,
+            )
+
+        ticket: Ticket
+
+        def done(result: tuple[Scene, object] | BaseException) -> None:
+            if watch.ticket is not ticket:  # the session is gone
+                return
+            watch.ticket = None
+            if isinstance(result, CancelledError):
+                self._tell(command, None, "the look was cancelled")
+            elif isinstance(result, BaseException):
+                if not isinstance(result, OmniError):
+                    logger.error("a frame could not be seen", exc_info=result)
+                why = str(result) if isinstance(result, OmniError) else "the eyes failed"
+                self._tell(command, None, why)
+            else:
+                scene, watch.state = result
+                self._tell(command, scene, "")
+            self._next(watch)
+
+        watch.ticket = ticket = self._parts.eyes.submit(PartPriority.LOOK, work, done)
+
+    def _tell(self, command: Look, scene: Scene | None, reason: str) -> None:
+        self._emit(Seen(command.session_id, command.frame_id, scene, reason))
