@@ -31,6 +31,8 @@ class ModelConfig:
     thinking: bool = False  # the backbone thinks before it answers; no thought is ever spoken
     recogniser: str = "whisper-base"  # a name of `omni fetch --list`, or a folder
     end_of_turn: str = "smart-turn-v3"
+    detector: str = "nanodet-416"  # finds things in pictures; a name, or a folder
+    classifier: str = "efficientnet-lite0"  # names what a picture is of; a name, or a folder
     speech: str = "hibari"  # hibari or kokoro-82m
     voice: str = "heart"  # default voice of the speech decoder
     instructions: str = (  # stands in when a session has none: answers are heard, not read

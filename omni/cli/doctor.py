@@ -206,12 +206,15 @@ def examine_device(settings: config.Config) -> Iterator[Finding]:
 def examine_models(settings: config.Config, home: Path) -> Iterator[Finding]:
     """The models that the settings name."""
     chosen = settings.model
-    for role, name in (
+    roles = (
         ("backbone", chosen.backbone),
         ("recogniser", chosen.recogniser),
         ("end of turn", chosen.end_of_turn),
+        ("detector", chosen.detector),
+        ("classifier", chosen.classifier),
         ("speech decoder", chosen.speech),
-    ):
+    )
+    for role, name in roles:
         if name == "hibari":  # in its own package, seen above
             yield Finding("ok", f"{role}: hibari, in the package hibari-tts")
             continue
@@ -225,8 +228,7 @@ def examine_models(settings: config.Config, home: Path) -> Iterator[Finding]:
     others = [
         f"{model.name} ({_mb(model.size)})"
         for model in store.MANIFEST
-        if model.name not in {chosen.backbone, chosen.recogniser, chosen.end_of_turn, chosen.speech}
-        and store.is_present(model.name, home)
+        if model.name not in {name for _, name in roles} and store.is_present(model.name, home)
     ]
     if others:
         yield Finding("ok", f"also in the store: {', '.join(others)}")
@@ -234,7 +236,8 @@ def examine_models(settings: config.Config, home: Path) -> Iterator[Finding]:
 
 def examine_disk(settings: config.Config, home: Path) -> Iterator[Finding]:
     """Whether the models that are still to be fetched have room."""
-    chosen = {settings.model.backbone, settings.model.recogniser, settings.model.end_of_turn}
+    names = settings.model
+    chosen = {names.backbone, names.recogniser, names.end_of_turn, names.detector, names.classifier}
     to_fetch = [
         m for m in store.MANIFEST if m.name in chosen and not store.is_present(m.name, home)
     ]

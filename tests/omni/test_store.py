@@ -49,7 +49,13 @@ def test_a_files_parts_come_from_packages_in_their_order() -> None:
 
 def test_defaults_are_what_the_default_settings_name() -> None:
     config = Config().model
-    assert set(store.MANIFEST.defaults) == {config.backbone, config.recogniser, config.end_of_turn}
+    assert set(store.MANIFEST.defaults) == {
+        config.backbone,
+        config.recogniser,
+        config.end_of_turn,
+        config.detector,
+        config.classifier,
+    }
 
 
 def test_unknown_name_is_refused_with_the_nearest_one() -> None:
