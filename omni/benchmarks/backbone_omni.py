@@ -14,7 +14,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from omni_kernels.linear import backend, set_num_threads
+from omni_kernels.library import use_threads
+from omni_kernels.linear import backend
 
 from omni.benchmarks.process import resident_mb
 from omni.config import Config, EngineConfig, home
@@ -144,8 +145,7 @@ def read_bandwidth_gb_s(num_bytes: int = 1 << 28) -> float:
 
 def serve(path: Path, num_threads: int) -> None:
     """Answer ``{"ids": [...], "num_tokens": n}`` lines with what they took."""
-    torch.set_num_threads(num_threads)
-    set_num_threads(num_threads)
+    use_threads(num_threads)
     model = load(path, home=home(Config()))
     print(json.dumps({"kernels": backend()}), flush=True)
     for line in sys.stdin:

@@ -28,7 +28,8 @@ from omni import threads
 threads.set_environment()  # before torch
 
 import torch  # noqa: E402
-from omni_kernels.linear import backend, set_num_threads  # noqa: E402
+from omni_kernels.library import use_threads  # noqa: E402
+from omni_kernels.linear import backend  # noqa: E402
 
 from omni.benchmarks import hybrid_report  # noqa: E402
 from omni.benchmarks.backbone import PROMPT_TOKENS, measure_speed  # noqa: E402
@@ -369,8 +370,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="of speed (%(default)s)")
     arguments = parser.parse_args()
     num_threads = threads.resolve(engine=arguments.threads).engine
-    torch.set_num_threads(num_threads)
-    set_num_threads(num_threads)
+    use_threads(num_threads)
     chosen = arguments.only or PARTS
     root = home(Config())
     result: dict[str, Any] = {"benchmark": "hybrid", "threads": num_threads, "kernels": backend()}

@@ -139,6 +139,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _open(config: Config, args: argparse.Namespace) -> TextChat:
+    from omni_kernels import library
+
     from omni import store, threads
     from omni.assistant.text_chat import open_chat
     from omni.cli.serve import show_progress
@@ -150,7 +152,7 @@ def _open(config: Config, args: argparse.Namespace) -> TextChat:
     root = home(config)
     path = store.find(config.model.backbone, root, role="backbone")
     adapter = store.find(config.model.adapter, root) if config.model.adapter else None
-    threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
+    sizes = threads.resolve(engine=config.engine_threads, parts=config.parts_threads)
     if sys.stderr.isatty():
         print(f"Loading {config.model.backbone}...", file=sys.stderr, flush=True)
     model = load(
@@ -161,6 +163,7 @@ def _open(config: Config, args: argparse.Namespace) -> TextChat:
         thinking=config.model.thinking,
         device=choose(config.engine.device),
     )
+    library.use_threads(sizes.engine)
     params = SamplingParams(
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tokens=args.max_tokens
     )

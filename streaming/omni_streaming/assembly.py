@@ -63,9 +63,9 @@ def assemble(config: Config, progress: Progress | None = None) -> Server:
 
         from omni.assistant import embedded
 
-        torch.set_num_threads(sizes.engine)  # of this thread's pool
-        library.set_num_threads(sizes.engine)
+        torch.set_num_threads(sizes.engine)  # of this thread's pool, while weights are prepared
         assistant = embedded.build(config, parts, progress)
+        library.use_threads(sizes.engine)
         loaded[:] = [assistant]
         voices()  # an unknown model.voice is refused now
         warm_up(assistant)
@@ -75,6 +75,11 @@ def assemble(config: Config, progress: Progress | None = None) -> Server:
         import torch
 
         torch.set_num_threads(sizes.parts)
+
+    def start_eyes_thread() -> None:
+        import torch
+
+        torch.set_num_threads(1)  # looks run beside a conversation
 
     def voices() -> tuple[str, ...]:
         from omni.speech.voices import resolve_voice
@@ -99,7 +104,13 @@ def assemble(config: Config, progress: Progress | None = None) -> Server:
 
     return Server(
         config=config,
-        worker=Worker(build, ThreadParts(initialise=start_parts_thread)),
+        worker=Worker(
+            build,
+            ThreadParts(
+                initialise=start_parts_thread,
+                eyes=ThreadParts(name="omni-eyes", initialise=start_eyes_thread),
+            ),
+        ),
         vad=VoiceActivity(),
         model=config.model.backbone,
         voices=voices,
