@@ -279,12 +279,14 @@ class Speculate:
 
     Outputs of a speculative response come up like any other; the session holds them back.
     A tool call ends the speculation's text but is emitted as usual (the session holds it too).
+    ``shown`` stands before the turn's words in the user's message.
     """
 
     session_id: str
     turn_id: str
     response_id: str
     config: ResponseConfig
+    shown: tuple[MediaPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,22 +69,18 @@ class Answering:
         turn = session.turns.get(command.turn_id)
         if turn is None:
             return
-        message = Message("user", (turn.part(),))
-        conversation = session.conversation
+        message = Message("user", (*command.shown, turn.part()))
+        guessed = replace(session.conversation, messages=(*session.conversation.messages, message))
         response = Response(
             session.session_id,
             command.response_id,
             command.config,
             self._voice,
-            conversation=Conversation(
-                instructions=conversation.instructions,
-                tools=conversation.tools,
-                messages=(*conversation.messages, message),
-            ),
+            conversation=guessed,
             turn=turn,
         )
         session.responses[command.response_id] = response
-        response.waiting_for = {turn.turn_id, *self._seeing.look(session, conversation)}
+        response.waiting_for = {turn.turn_id, *self._seeing.look(session, guessed)}
         turn.hear_to_the_end()
 
     def confirm(self, session: Session, command: Confirm) -> Turn | None:
