@@ -103,9 +103,14 @@ def delta(model: Model, num_tokens: int, how: str, precision: Precision) -> list
 
 
 def attention(
-    heads: tuple[int, int], dim: int, num_tokens: int, precision: Precision
+    heads: tuple[int, int],
+    dim: int,
+    num_tokens: int,
+    precision: Precision,
+    dtype: torch.dtype = BF16,
 ) -> list[Launch]:
-    both = empty(4 * num_tokens, heads[0], 2 * dim, dtype=BF16)
+    """Rows of ``dtype`` over pages of bf16."""
+    both = empty(4 * num_tokens, heads[0], 2 * dim, dtype=dtype)
     kv = empty(2, 999, 64, heads[1], dim, dtype=BF16)
     rows = PagedRows(
         cu_seqlens=ints(5),
@@ -116,7 +121,7 @@ def attention(
         max_tokens=4096,
     )
     q, gate = both[:, :, :dim], both[:, :, dim:]
-    out = empty(*q.shape, dtype=BF16)
+    out = empty(*q.shape, dtype=dtype)
     return [triton_paged.plan(q, gate, kv, rows, dim**-0.5, out, precision)]
 
 

@@ -67,12 +67,16 @@ class CardStack:
         *,
         device: torch.device,
         capture: Capture = capture_cuda,
+        page_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
+        """``page_dtype`` is that of keys and values: fp32 ones do not fit into a card's program."""
         _check(config)
         self.config = config
         self.vocab_size = config.vocab_size
         self.max_positions = config.max_positions
-        self.state_spec = replace(config.state_spec(), device=device, on_card=True)
+        self.state_spec = replace(
+            config.state_spec(), device=device, on_card=True, kv_dtype=page_dtype
+        )
         self.weight_bytes = weight_bytes(config, values)
         # Which experts run is decided on the host, in the middle of a step.
         self.capture = capture if config.experts is None else None

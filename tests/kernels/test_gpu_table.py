@@ -43,6 +43,27 @@ def test_decoding_fits_its_ceilings_and_is_the_arithmetic_of_replaying() -> None
     check("--targets", "sm_90", "gfx942", "--only", *names)
 
 
+IN_THE_PRODUCT = """
+import torch
+from gpu_table import MAX_SHARED, MODELS, attention, compile_ahead, usage
+model = MODELS["0.8B"]
+for target in ("sm_80", "sm_120", "gfx942"):
+    exact = "ieee" if target.startswith("gfx") else "tf32x3"
+    for num_tokens in (1, 64):
+        heads, dim = model.heads, model.head_dim
+        (launch,) = attention(heads, dim, num_tokens, exact, torch.float32)
+        found = usage(compile_ahead(launch, target))
+        assert found.shared <= MAX_SHARED[target], (target, num_tokens, found)
+        assert found.spilled < 128, (target, num_tokens, found)
+"""
+
+
+def test_attention_fits_the_cards_in_the_types_of_the_product() -> None:
+    # Rows of fp32 over pages of bf16: with pages of fp32 it would not start on any of them.
+    done = run("-c", IN_THE_PRODUCT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_every_kernel_fits_its_ceilings_on_every_card() -> None:
     check()

@@ -102,7 +102,9 @@ class Talk:
 def stacks(mixers: Mixers) -> tuple[DecoderStack, EagerSteps, Captures]:
     config, values = stack_parts(mixers=mixers, seed=4)
     captures = Captures()
-    card = EagerSteps(config, values, device=torch.device("cpu"), capture=captures)
+    card = EagerSteps(
+        config, values, device=torch.device("cpu"), capture=captures, page_dtype=torch.float32
+    )
     return DecoderStack(config, values), card, captures
 
 

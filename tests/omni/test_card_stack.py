@@ -39,7 +39,9 @@ HOST, NOWHERE = torch.device("cpu"), torch.device("meta")
 
 
 def both(config: BackboneConfig, values: dict[str, Parameter]) -> tuple[DecoderStack, CardStack]:
-    return DecoderStack(config, values), CardStack(config, values, device=HOST)
+    return DecoderStack(config, values), CardStack(
+        config, values, device=HOST, page_dtype=torch.float32
+    )
 
 
 def opened(kind: Kind, folder: Path) -> tuple[BackboneConfig, dict[str, Parameter]]:
@@ -99,6 +101,17 @@ def test_embeddings_with_three_axes_take_the_place_of_tokens(tmp_path: Path) -> 
     assert relative_rms(logits[1], logits[0]) < 1e-5
 
 
+def test_pages_of_16_bits_are_close_and_what_a_card_gets_by_default() -> None:
+    config, values = stack_parts(mixers=("attention",))
+    assert CardStack(config, values, device=HOST).state_spec.kv_dtype == torch.bfloat16
+    card = CardStack(config, values, device=HOST, page_dtype=torch.float16)
+    drivers = Driver(DecoderStack(config, values)), Driver(card)
+    for new in ([[3, 4, 5]], [[6]]):
+        expected, got = (driver.step(new) for driver in drivers)
+        assert got.dtype == torch.float32
+        assert 0 < relative_rms(got, expected) < 2e-3
+
+
 def test_nothing_wanted_is_no_logits() -> None:
     config, values = stack_parts(mixers=("attention",))
     stack = both(config, values)[1]
@@ -146,7 +159,7 @@ def test_quantised_weights_have_the_logits_of_the_numbers_they_stand_for() -> No
         for name, value in quantised.items()
     }
     expected = Driver(DecoderStack(config, plain))
-    got = Driver(CardStack(config, quantised, device=HOST))
+    got = Driver(CardStack(config, quantised, device=HOST, page_dtype=torch.float32))
     assert relative_rms(got.step([[3, 4]]), expected.step([[3, 4]])) < 1e-5
 
 
@@ -183,10 +196,10 @@ def test_a_shape_that_the_kernels_are_not_written_for_is_refused_in_a_sentence()
     }
     for says, changed in wrong.items():
         with pytest.raises(ModelError, match=f'^{says} do.*set engine.device to "cpu"$'):
-            CardStack(changed, values, device=HOST)
+            CardStack(changed, values, device=HOST, page_dtype=torch.float32)
     short = {name: value for name, value in values.items() if name != "layers.0.delta.a_log"}
     with pytest.raises(ModelError, match=r"no parameter layers\.0\.delta\.a_log"):
-        CardStack(config, short, device=HOST)
+        CardStack(config, short, device=HOST, page_dtype=torch.float32)
 
 
 def test_a_replay_of_rows_that_are_not_there_is_refused() -> None:
@@ -221,10 +234,9 @@ class OneDevice(TorchDispatchMode):
 
 def empty_state(stack: CardStack) -> StateView:
     spec, slots = stack.state_spec, (3, stack.state_spec.num_recurrent)
+    pages = (spec.num_attention, 2, 9, 4, spec.num_kv_heads, spec.head_dim)
     return StateView(
-        kv=torch.empty(
-            spec.num_attention, 2, 9, 4, spec.num_kv_heads, spec.head_dim, device=spec.device
-        ),
+        kv=torch.empty(pages, dtype=spec.kv_dtype, device=spec.device),
         recurrent=torch.empty(*slots, *spec.recurrent_shape, device=spec.device),
         conv=torch.empty(*slots, *spec.conv_shape, device=spec.device),
         journal=torch.empty(*slots, 8, spec.journal_width, device=spec.device),
