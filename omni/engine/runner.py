@@ -85,7 +85,7 @@ class Runner:
             cu_seqlens.append(len(token_ids))
             num_computed.append(start)
             journal_starts.append(chunk.sequence.journal_row(self._cache, chunk.num_tokens))
-            page_table.append(tuple(state.pages[: -(-end // page_tokens)]))
+            page_table.append(state.pages[: -(-end // page_tokens)])
             has_spans = has_spans or bool(state.spans)
             if chunk.is_sampled:
                 logits_rows.append(len(token_ids) - 1)

@@ -12,6 +12,7 @@ bit, never having gone further.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -60,7 +61,7 @@ class State:
     account: Account
     token_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("q"))  # as the kernels take them
     digests: list[bytes] = field(default_factory=list)
     spans: list[PlacedSpan] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)

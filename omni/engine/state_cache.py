@@ -145,7 +145,7 @@ class StateCache:
 
     def fit(
         self,
-        pages: list[int],
+        pages: array[int],
         written_from: int,
         num_tokens: int,
         account: Account,

@@ -8,6 +8,7 @@ width, page_tokens tokens per page.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -78,7 +79,7 @@ class Batch:
     positions: torch.Tensor  # [N], or [3, N] for multimodal rotary; int64 or floating
     cu_seqlens: tuple[int, ...]  # B + 1 offsets into N
     num_computed: tuple[int, ...]  # [B] tokens of each sequence already in the state
-    page_table: tuple[tuple[int, ...], ...]  # [B] page ids covering num_computed + new tokens
+    page_table: tuple[Sequence[int], ...]  # [B] page ids covering num_computed + new tokens
     slots: tuple[int, ...]  # [B] recurrent slot of each sequence (0 where there is none)
     logits_rows: torch.Tensor  # [R] int64 rows of N whose logits are wanted
     embeddings: torch.Tensor | None = None  # [E, hidden], in the order of the -1 tokens

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from omni_kernels import library
@@ -168,6 +169,9 @@ def _flatten(
             raise ValueError(f"sequence {b}: {len(ids)} pages cannot hold {total} tokens")
         pages.extend(ids)
         offsets.append(len(pages))
-    if len(pages) and not 0 <= min(pages) <= max(pages) < num_pages:
-        raise ValueError(f"page ids run from {min(pages)} to {max(pages)}; there are {num_pages}")
+    if len(pages):
+        all_ids = np.frombuffer(pages, np.int64)
+        low, high = int(all_ids.min()), int(all_ids.max())
+        if not 0 <= low <= high < num_pages:
+            raise ValueError(f"page ids run from {low} to {high}; there are {num_pages}")
     return pages, offsets
