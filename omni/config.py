@@ -50,7 +50,7 @@ class EngineConfig:
     max_context_tokens: int = 8192  # longest sequence; the family's own limit may be lower
     journal_tokens: int = 64  # recurrent layers: rollback by replay this far, then a checkpoint
     step_tokens: int = 128  # token budget of one step: bounds how long a step can take
-    device: str = "auto"  # where the backbone runs: cpu, cuda (any card), auto: cuda if it is there
+    device: str = "cpu"  # where the backbone runs: cpu, cuda (a card), auto: cuda if it is there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,9 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str = ""  # empty: no key, allowed on loopback hosts only
+    tls: str = "off"  # self-signed: https with a certificate that Omni makes for itself
+    tls_cert: str = ""  # PEM file with a certificate (and its chain): https, with tls_key
+    tls_key: str = ""  # PEM file with its key, without a password
     allowed_origins: tuple[str, ...] = ()  # beside same-origin; "*" allows all
     max_sessions: int = 8
     max_session_age_s: int = 3600  # then session_expired and close 1001
@@ -96,7 +99,11 @@ class Config:
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-CHOICES = {"log_level": LOG_LEVELS, "engine.device": ("auto", "cpu", "cuda")}
+CHOICES = {
+    "log_level": LOG_LEVELS,
+    "engine.device": ("auto", "cpu", "cuda"),
+    "server.tls": ("off", "self-signed"),
+}
 """What a setting can be that is one of a few words."""
 
 RANGES: dict[str, tuple[float, float]] = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import http.client
 import importlib
 import importlib.metadata
 import importlib.util
@@ -10,6 +12,7 @@ import os
 import platform
 import shutil
 import socket
+import ssl
 import sys
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -193,6 +196,14 @@ def examine_device(settings: config.Config) -> Iterator[Finding]:
         return
     if chosen == "cpu":
         yield Finding("ok", f"the backbone runs on the CPU (engine.device is {wanted})")
+        if hardware.card is not None and wanted == "cpu":
+            yield Finding(
+                "note",
+                f"there is a card, {hardware.card}; the backbone's kernels for it have been tested "
+                "in an interpreter and have not run on a card",
+                "check it with `python kernels/bench_gpu.py --gate-only` and try "
+                "--set engine.device=cuda",
+            )
         return
     yield Finding(
         "note",
@@ -291,11 +302,18 @@ def examine_port(host: str, port: int) -> Iterator[Finding]:
 def is_omni(host: str, port: int) -> bool:
     """Whether a server of Omni that is ready answers there; asks for at most 2 s."""
     address = f"[{host}]" if ":" in host else host
-    try:
-        with urllib.request.urlopen(f"http://{address}:{port}/healthz", timeout=2) as answer:
-            return answer.status == 200 and b'"ok"' in answer.read(200)
-    except (OSError, ValueError):
-        return False
+    anybody = ssl.create_default_context()  # nothing is said that is not public
+    anybody.check_hostname = False
+    anybody.verify_mode = ssl.CERT_NONE
+    for scheme in ("http", "https"):
+        url = f"{scheme}://{address}:{port}/healthz"
+        with (
+            contextlib.suppress(OSError, ValueError, http.client.HTTPException),
+            urllib.request.urlopen(url, timeout=1, context=anybody) as answer,
+        ):
+            if answer.status == 200 and b'"ok"' in answer.read(200):
+                return True
+    return False
 
 
 def examine_microphone() -> Iterator[Finding]:

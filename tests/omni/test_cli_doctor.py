@@ -136,7 +136,7 @@ def test_the_device_is_named_and_a_card_is_called_unproven(
     (finding,) = doctor.examine_device(settings())
     assert (finding.level, finding.what) == (
         "ok",
-        "the backbone runs on the CPU (engine.device is auto)",
+        "the backbone runs on the CPU (engine.device is cpu)",
     )
     (finding,) = doctor.examine_device(settings(engine__device="cuda"))
     assert finding.level == "missing"
@@ -144,7 +144,11 @@ def test_the_device_is_named_and_a_card_is_called_unproven(
     assert finding.advice == 'set it to "auto" or "cpu"'
     card = device.Hardware(card="Card", has_triton=True)
     monkeypatch.setattr(device, "look", lambda: card)
-    (finding,) = doctor.examine_device(settings())
+    cpu, finding = doctor.examine_device(settings())
+    assert cpu.level == "ok"
+    assert "there is a card, Card" in finding.what
+    assert "engine.device=cuda" in finding.advice
+    (finding,) = doctor.examine_device(settings(engine__device="auto"))
     assert finding.level == "note"
     assert "runs on Card" in finding.what
     assert "have not run on a card" in finding.what
