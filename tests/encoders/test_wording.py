@@ -34,11 +34,12 @@ CLOCK = WordingOptions(directions="clock")
 
 COCO = """person bicycle car motorcycle airplane bus train truck boat|traffic light|fire hydrant|
 stop sign|parking meter|bench bird cat dog horse sheep cow elephant bear zebra giraffe
-backpack umbrella handbag tie suitcase frisbee skis snowboard|sports ball|kite|baseball bat|baseball glove|skateboard
-surfboard|tennis racket|bottle|wine glass|cup fork knife spoon bowl banana apple sandwich orange
-broccoli carrot|hot dog|pizza donut cake chair couch|potted plant|bed|dining table|toilet tv laptop
-mouse remote keyboard|cell phone|microwave oven toaster sink refrigerator book clock vase scissors
-teddy bear|hair drier|toothbrush"""
+backpack umbrella handbag tie suitcase frisbee skis snowboard|sports ball|kite|baseball
+bat|baseball glove|skateboard surfboard|tennis racket|bottle|wine glass|cup fork knife
+spoon bowl banana apple sandwich orange broccoli carrot|hot dog|pizza donut cake chair
+couch|potted plant|bed|dining table|toilet tv laptop mouse remote keyboard|cell phone|
+microwave oven toaster sink refrigerator book clock vase scissors teddy bear|hair drier|
+toothbrush"""
 TWO_WORDS = re.findall(
     r"traffic light|fire hydrant|stop sign|parking meter|sports ball|baseball bat|baseball glove"
     r"|tennis racket|wine glass|hot dog|potted plant|dining table|cell phone|teddy bear|hair drier",
@@ -295,6 +296,7 @@ def test_an_overview_keeps_its_budget_and_mentions_only_what_was_found(
 def test_what_is_told_as_certain_is_certain(seen: list[Thing], how: WordingOptions) -> None:
     text = overview(scene(*seen), how, 60).text
     certain, _, doubtful = text.partition("I am not sure")
+    certain = certain.replace("hot dog", "")
     named = {word for word in ("dog", "cat", "car", "person", "people") if f" {word} " in certain}
     for word in named:
         label = "person" if word == "people" else word

@@ -1,0 +1,413 @@
+"""Live description for people who cannot see: every decision, and no clock, thread or socket.
+
+Called by the session that owns it with what is seen (:meth:`Describer.see`), what is said, what the
+user says or presses, and the time (:meth:`Describer.tick`, at least every 250 ms); it answers with
+:data:`~omni_streaming.describe_settings.Action` values, taken by :meth:`Describer.actions`.
+
+What is to be said is kept as facts, not as sentences: when there is room for an utterance it is
+made from the newest picture, so that nothing stale waits in a queue. Warnings go past all of it.
+Order: warnings, answers, the notice at the start, the camera, an overview, changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omni_encoders import wording
+from omni_encoders.wording import Told, num_words
+
+from omni.types import Scene, Thing
+from omni_streaming.describe_camera import Camera, Motion
+from omni_streaming.describe_commands import match_command
+from omni_streaming.describe_floor import Floor
+from omni_streaming.describe_hazards import HazardLane
+from omni_streaming.describe_memory import Entity, SceneMemory
+from omni_streaming.describe_mouth import MORE_PROMPT, OVERVIEW_PROMPT, Clock, Mouth, Undo
+from omni_streaming.describe_settings import (
+    AFTER_USER_MS,
+    BRIEF_WORDS,
+    LATE_MS,
+    MOVING_WORDS,
+    NOTICE,
+    OVERVIEW_AGAIN_MS,
+    SETTLE_MS,
+    STALE_MS,
+    STILL_WORDS,
+    TEXT_STALE_MS,
+    Action,
+    CommandName,
+    DescribeSettings,
+    Speech,
+)
+
+MIN_WORDS = 12
+"""An utterance of fewer words has no room for a place and a distance: better to wait."""
+ANSWER_LATE_MS = 8_000
+"""An answer that could not be given for so long is not wanted any more."""
+FIRST_LOOK_MS = 1_000
+"""An empty picture is believed after this long."""
+
+
+class Describer:
+    """Describes what one session's camera shows."""
+
+    def __init__(self, settings: DescribeSettings, now_ms: int) -> None:
+        self._settings = settings
+        self._clock = Clock(now_ms)
+        self._floor = Floor()
+        self._mouth = Mouth(self._floor, self._clock)
+        self._camera = Camera(0)
+        self._motion = Motion()
+        self._memory = SceneMemory()
+        self._hazards = HazardLane()
+        self._scene: Scene | None = None
+        self._scene_ms = -STALE_MS  # when the newest picture was taken, on our own clock
+        self._clear_ms: int | None = None  # when the first clear picture came
+        self._is_quiet = settings.quiet
+        self._is_notice_due = True
+        self._is_overview_due = True
+        self._overview_ms = -OVERVIEW_AGAIN_MS
+        self._answer: tuple[CommandName, int] | None = None  # asked, and when
+        self._text_since_ms: int | None = None  # since when we wait for text
+
+    @property
+    def is_quiet(self) -> bool:
+        return self._is_quiet
+
+    @property
+    def is_moving(self) -> bool:
+        return self._motion.is_moving
+
+    def actions(self) -> list[Action]:
+        """What is to be done now, in order; each is given once."""
+        return self._mouth.take_actions()
+
+    # --- What happens ----------------------------------------------------------------------------
+
+    def update(self, settings: DescribeSettings) -> None:
+        """The user's choices changed; what is known stays."""
+        if settings.quiet != self._settings.quiet:
+            self._is_quiet = settings.quiet
+        self._settings = settings
+
+    def see(self, scene: Scene, now_ms: int) -> None:
+        """A look has ended. Pictures that are late, or not newer than the last, are not used."""
+        now = self._clock.advance(now_ms)
+        taken = min(self._clock.inside(scene.at_ms), now)
+        if self._text_since_ms is not None and scene.lettering is not None:
+            self._read(scene, taken, now)
+        if taken <= self._scene_ms or now - taken > LATE_MS:
+            self._decide(now)
+            return
+        self._scene, self._scene_ms = scene, taken
+        self._camera.look(scene.condition, now)
+        self._motion.look(scene.motion, now)
+        if scene.condition == "clear":
+            if self._clear_ms is None:
+                self._clear_ms = now
+            self._memory.see(scene.things, now, is_moving=self._motion.is_moving)
+        if scene.condition in ("clear", "blurred"):
+            self._warn(scene.things, now)
+        self._decide(now)
+
+    def failed_to_see(self, now_ms: int) -> None:
+        """A look came to nothing: there is no detector, or it failed."""
+        now = self._clock.advance(now_ms)
+        self._camera.look("failing", now)
+        self._decide(now)
+
+    def user_speaks(self, is_speaking: bool, now_ms: int) -> None:
+        """The user begins or stops to speak, to whomever. Ends a description, not a warning."""
+        now = self._clock.advance(now_ms)
+        was_speaking = self._floor.is_user_speaking
+        self._floor.user_speaks(is_speaking, now)
+        if is_speaking and not was_speaking:
+            self._hush()
+        self._decide(now)
+
+    def heard(self, text: str, now_ms: int) -> CommandName | None:
+        """The user's turn was for the assistant and these are its words.
+
+        Returns the command that it was and that is being carried out: it needs no other answer.
+        None: it is for the assistant's model. "Say that again" is, after an answer of the model.
+        """
+        now = self._clock.advance(now_ms)
+        name = match_command(text)
+        if name in ("repeat", "more") and self._floor.last_kind == "assistant":
+            name = None
+        if name is None:
+            self._floor.wait_for_answer(now)
+            return None
+        self._floor.keep_quiet(now)
+        self._command(name, now)
+        return name
+
+    def command(self, name: CommandName, now_ms: int) -> None:
+        """The user pressed a key or a button."""
+        self._command(name, self._clock.advance(now_ms))
+
+    def speaking(self, kind: Speech | None, now_ms: int) -> None:
+        """What is heard from now on; None: silence. Answers of the model are "assistant"."""
+        now = self._clock.advance(now_ms)
+        if kind is not None:
+            if not self._floor.began(kind, now) and self._floor.pending is None:
+                self._mouth.heard()
+        elif self._floor.ended(now) and self._floor.pending is None:
+            self._mouth.heard()
+        self._decide(now)
+
+    def tick(self, now_ms: int) -> None:
+        """Time passes."""
+        self._decide(self._clock.advance(now_ms))
+
+    # --- Commands --------------------------------------------------------------------------------
+
+    def _command(self, name: CommandName, now: int) -> None:
+        if name == "stop":
+            self._mouth.stop()
+            self._floor.keep_quiet(now + AFTER_USER_MS)
+            self._answer = self._text_since_ms = None
+            return
+        if name in ("quiet", "resume"):
+            self._is_quiet = name == "quiet"
+        self._answer = (name, now)
+        self._text_since_ms = None
+        self._decide(now)
+
+    def _hush(self) -> None:
+        """The user talks: what was being described need not be said again."""
+        is_ours = self._floor.current in ("change", "framing", "answer", "text")
+        if is_ours or self._floor.pending is not None:
+            if self._floor.pending is not None and self._floor.pending.kind == "hazard":
+                return
+            self._mouth.stop()
+
+    # --- Decisions -------------------------------------------------------------------------------
+
+    def _warn(self, things: Sequence[Thing], now: int) -> None:
+        if not self._settings.hazards:
+            return
+        danger = self._hazards.see(things, now)
+        if danger is None:
+            return
+        text = wording.hazard(
+            danger.thing, self._settings.wording, is_approaching=danger.is_approaching
+        )
+        self._take_back()
+        self._mouth.say("hazard", text, self._scene_ms, now, interrupts=True)
+        for entity in self._memory.entities:
+            if entity.thing == danger.thing:
+                entity.know(is_told=True)
+
+    def _decide(self, now: int) -> None:
+        """Say the most important thing for which there is room, if there is any."""
+        self._camera.tick(now)
+        if self._floor.lost(now):
+            self._take_back()
+        if self._answer is not None:
+            self._give_answer(now)
+        if self._text_since_ms is not None and now - self._text_since_ms > TEXT_STALE_MS:
+            self._text_since_ms = None
+            self._mouth.say("answer", "I could not read it in time.", now, now, interrupts=True)
+        if self._is_quiet or self._answer is not None or self._text_since_ms is not None:
+            return
+        if not self._floor.may_describe(now):
+            return
+        words_left = self._floor.words_left(now)
+        if words_left < MIN_WORDS:
+            return
+        budget = min(self._budget(), words_left)
+        if self._is_notice_due:
+            self._is_notice_due = False
+            self._mouth.say("framing", NOTICE, now, now, undo=Undo(NOTICE, [], is_notice=True))
+        elif text := self._camera.due(now):
+            if not self._mouth.was_said(text, now):
+                self._camera.told()
+                self._mouth.say("framing", text, now, now, undo=Undo(text, [], is_camera=True))
+        elif self._can_see(now):
+            self._describe(budget, now)
+
+    def _describe(self, budget: int, now: int) -> None:
+        news = self._memory.news(self._settings.verbosity)
+        visible = self._memory.visible()
+        if self._is_new_place(news, visible, now):
+            self._say_overview(visible, budget, now)
+            return
+        options = self._settings.wording
+        if (
+            news
+            and (told := wording.appeared([one.as_thing() for one in news], options, budget)).text
+        ):
+            self._say_change(told, news, now)
+            return
+        for entity in self._memory.moves(now):
+            text = wording.moved(entity.as_thing(), options)
+            if num_words(text) <= budget and self._say_change(Told(text), [entity], now):
+                return
+        if self._settings.verbosity == "brief" or self._motion.is_moving:
+            return
+        for entity in self._memory.departures(now, self._motion.moved_ms):
+            side = wording.direction(entity.thing, options)
+            alike = [
+                one
+                for one in self._memory.departures(now, self._motion.moved_ms)
+                if one.word == entity.word and wording.direction(one.thing, options) == side
+            ]
+            text = wording.gone([one.as_thing() for one in alike], options)
+            if self._say_change(Told(text), [], now):
+                self._memory.forget(alike)
+                return
+
+    def _is_new_place(self, news: list[Entity], visible: list[Entity], now: int) -> bool:
+        """Whether a whole overview says it best."""
+        if self._is_overview_due:
+            wait_ms = SETTLE_MS if visible else FIRST_LOOK_MS
+            return self._clear_ms is not None and now - self._clear_ms >= wait_ms
+        is_long_ago = now - self._overview_ms >= OVERVIEW_AGAIN_MS
+        return is_long_ago and len(news) >= 3 and len(news) >= 0.6 * len(visible)
+
+    def _say_overview(self, visible: list[Entity], budget: int, now: int) -> None:
+        assert self._scene is not None
+        things = {one.as_thing(): one for one in visible}
+        told = wording.overview(self._scene, self._settings.wording, budget, things=list(things))
+        was_said = self._mouth.was_said(told.text, now)
+        undo = Undo(told.text, Undo.before(visible), is_overview=self._is_overview_due)
+        self._is_overview_due = False
+        self._overview_ms = now
+        for thing, entity in things.items():
+            entity.know(is_told=thing in told.things)
+        if was_said:
+            return
+        if self._settings.has_native_sight:
+            self._mouth.ask_model("change", OVERVIEW_PROMPT, budget, self._scene_ms, now, undo=undo)
+        else:
+            self._mouth.say("change", told.text, self._scene_ms, now, undo=undo)
+
+    def _say_change(self, told: Told, entities: list[Entity], now: int) -> bool:
+        """Whether it is being said; not when the same was said a moment ago."""
+        if self._mouth.was_said(told.text, now):
+            return False
+        undo = Undo(told.text, Undo.before(entities))
+        for entity in entities:
+            entity.know(is_told=entity.is_told or entity.as_thing() in told.things)
+        self._mouth.say("change", told.text, self._scene_ms, now, undo=undo)
+        return True
+
+    # --- Answers ---------------------------------------------------------------------------------
+
+    def _give_answer(self, now: int) -> None:
+        """Answer at once, but let a warning be heard."""
+        assert self._answer is not None
+        name, asked_ms = self._answer
+        if now - asked_ms > ANSWER_LATE_MS:
+            self._answer = None
+            return
+        if self._floor.is_warning:
+            return
+        self._answer = None
+        self._take_back()
+        if name == "repeat":
+            text = self._mouth.last_text or "I have said nothing yet."
+            again = f"I said: {text}"
+            text = again if self._mouth.last_text and num_words(again) <= STILL_WORDS else text
+            self._mouth.say("answer", text, now, now, interrupts=True)
+        elif name == "quiet":
+            only = "I will be quiet, except for warnings."
+            text = only if self._settings.hazards else "I will be quiet."
+            self._mouth.say("answer", text, now, now, interrupts=True)
+        elif name == "resume":
+            self._mouth.say("answer", "I am describing again.", now, now, interrupts=True)
+        elif name == "read":
+            self._ask_for_text(now)
+        else:
+            self._tell_scene(name, now)
+
+    def _tell_scene(self, name: CommandName, now: int) -> None:
+        """What is in front, or what was not mentioned yet."""
+        if not self._can_see(now):
+            problem = "I have no picture yet." if self._scene is None else "I have no new picture."
+            if self._camera.sight != "clear":
+                problem = self._camera.problem
+            self._mouth.say("answer", problem, now, now, interrupts=True)
+            return
+        assert self._scene is not None
+        if self._settings.has_native_sight:
+            self._mouth.ask_model(
+                "answer",
+                MORE_PROMPT if name == "more" else OVERVIEW_PROMPT,
+                self._budget(),
+                self._scene_ms,
+                now,
+                interrupts=True,
+            )
+            return
+        visible = self._memory.visible()
+        if name == "more":
+            visible = [one for one in visible if not one.is_told]
+            if not visible:
+                self._mouth.say(
+                    "answer", "That is all I see.", self._scene_ms, now, interrupts=True
+                )
+                return
+        things = {one.as_thing(): one for one in visible}
+        opening = "Also:" if name == "more" else "In front of you:"
+        told = wording.overview(
+            self._scene,
+            self._settings.wording,
+            self._budget(),
+            things=list(things),
+            opening=opening,
+        )
+        for thing, entity in things.items():
+            entity.know(is_told=thing in told.things)
+        if name == "front":
+            self._is_overview_due = False
+            self._overview_ms = now
+            for thing, entity in things.items():
+                entity.is_told = thing in told.things
+        self._mouth.say("answer", told.text, self._scene_ms, now, interrupts=True)
+
+    def _ask_for_text(self, now: int) -> None:
+        if self._scene is not None and self._scene.lettering is not None and self._can_see(now):
+            self._text_since_ms = self._scene_ms
+            self._read(self._scene, self._scene_ms, now)
+            return
+        self._text_since_ms = now
+        self._mouth.look_for_text()
+
+    def _read(self, scene: Scene, taken: int, now: int) -> None:
+        """Read what a look found that was asked for; an older look does not count."""
+        assert self._text_since_ms is not None
+        if taken < self._text_since_ms - LATE_MS or now - taken > TEXT_STALE_MS:
+            return
+        if self._floor.is_warning:
+            self._mouth.look_for_text()
+            return
+        self._text_since_ms = None
+        if scene.condition != "clear" and not scene.lettering:
+            text = wording.ABSTENTIONS[scene.condition]
+        else:
+            text = wording.reading(scene.lettering or ())
+        self._mouth.say("text", text, taken, now, interrupts=True)
+
+    # --- Speaking --------------------------------------------------------------------------------
+
+    def _budget(self) -> int:
+        if self._motion.is_moving:
+            return MOVING_WORDS
+        return BRIEF_WORDS if self._settings.verbosity == "brief" else STILL_WORDS
+
+    def _can_see(self, now: int) -> bool:
+        """Whether the newest picture may be spoken of."""
+        return self._camera.sight == "clear" and now - self._scene_ms <= LATE_MS
+
+    def _take_back(self) -> None:
+        """What was being said is cut off, or never began: it is news again."""
+        undo = self._mouth.take_back()
+        if undo is None:
+            return
+        undo.restore_entities()
+        self._is_notice_due = self._is_notice_due or undo.is_notice
+        self._is_overview_due = self._is_overview_due or undo.is_overview
+        if undo.is_camera:
+            self._camera.untold()

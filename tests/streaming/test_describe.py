@@ -1,0 +1,542 @@
+"""Live description, rule by rule, on a virtual clock."""
+
+from __future__ import annotations
+
+import pytest
+from omni_encoders.wording import num_words
+from omni_streaming.describe import Describer
+from omni_streaming.describe_commands import match_command
+from omni_streaming.describe_settings import (
+    NOTICE,
+    SEEING_AGAIN,
+    STOPPED,
+    AskModel,
+    DescribeSettings,
+    LookForText,
+    Say,
+    StopSpeaking,
+)
+
+from omni.types import Scene
+from tests.streaming.describing import World, at, scene, sign, thing
+
+ROOM = scene(thing("chair", 0.2, track=1, metres=2.0), thing("person", 0.5, track=2, metres=3.0))
+EMPTY = scene()
+HEARING = ("change", "framing")
+
+
+def settled(seen: Scene = ROOM, settings: DescribeSettings | None = None) -> World:
+    """A world whose first descriptions are over."""
+    world = World(settings or DescribeSettings())
+    world.show(seen, 20_000)
+    assert world.is_silent
+    return world
+
+
+# --- Changes only --------------------------------------------------------------------------------
+
+
+def test_a_static_scene_is_described_once() -> None:
+    world = World()
+    world.show(ROOM, 60_000)
+    assert world.said() == [
+        NOTICE,
+        "In front of you: a person ahead, about 3 metres; a chair on the left, about 2 metres.",
+    ]
+
+
+def test_the_notice_names_what_cannot_be_seen() -> None:
+    world = World()
+    world.show(ROOM, 1_000)
+    (notice,) = world.said()
+    assert all(word in notice for word in ("Not a mobility aid", "steps", "kerbs", "glass"))
+
+
+def test_what_appears_and_goes_is_told_once() -> None:
+    world = settled()
+    world.show(scene(*ROOM.things, thing("dog", 0.9, track=3)), 10_000)
+    world.show(ROOM, 10_000)
+    assert world.said()[2:] == [
+        "A dog has appeared on the right.",
+        "The dog on the right has gone.",
+    ]
+
+
+def test_somebody_who_walks_across_is_told() -> None:
+    world = settled()
+
+    def look(now_ms: int) -> Scene:
+        x = min(0.5 + (now_ms - 20_000) / 5_000, 0.92)
+        return scene(ROOM.things[0], thing("person", x, track=2, metres=3.0))
+
+    world.run(12_000, look)
+    assert world.said()[2:] == ["The person is now on the right, about 3 metres."]
+
+
+def test_turning_the_camera_is_no_departure() -> None:
+    world = settled()
+    world.show(scene(motion=0.8), 2_000)
+    world.show(scene(thing("couch", 0.5, track=9, metres=2.0)), 10_000)
+    assert world.said()[2:] == ["A couch has appeared ahead, about 2 metres."]
+
+
+def test_another_room_gets_an_overview() -> None:
+    world = settled()
+    world.show(scene(motion=0.8), 3_000)
+    world.show(EMPTY, 2_000)
+    room = [
+        thing(name, x, track=n)
+        for n, (name, x) in enumerate([("bed", 0.1), ("tv", 0.5), ("couch", 0.9)], start=20)
+    ]
+    world.show(scene(*room), 10_000)
+    assert world.said()[2:] == [
+        "In front of you: a bed on the left; a TV ahead; a couch on the right."
+    ]
+
+
+def test_an_empty_picture_is_admitted_once() -> None:
+    world = World()
+    world.show(EMPTY, 30_000)
+    assert world.said() == [NOTICE, "I recognise nothing here."]
+
+
+def test_brief_users_hear_of_people_only_and_detailed_ones_of_everything() -> None:
+    new = (thing("cup", 0.1, track=5, size=0.05), thing("person", 0.9, track=6))
+    for verbosity, heard in (
+        ("brief", ["A person has appeared on the right."]),
+        ("normal", ["A person has appeared on the right."]),
+        (
+            "detailed",
+            ["A person has appeared on the right. A cup has appeared on the left."],
+        ),
+    ):
+        world = settled(EMPTY, DescribeSettings(verbosity=verbosity))  # type: ignore[arg-type]
+        world.show(scene(*new), 10_000)
+        assert world.said()[2:] == heard
+
+
+# --- Warnings ------------------------------------------------------------------------------------
+
+
+CAR = thing("car", 0.15, track=7, growth=0.5, size=0.35, metres=6.0)
+
+
+def test_a_warning_is_asked_for_in_the_very_look_and_cuts_off_everything() -> None:
+    world = settled()
+    world.assistant_speaks(60)
+    world.show(ROOM, 1_000)
+    world.show(scene(*ROOM.things, CAR), 200)
+    warning = world.spoken[-1]
+    assert (warning.text, warning.asked_ms) == ("Car approaching, on the left!", world.now_ms)
+    assert warning.interrupts
+    assert world.spoken[-2].is_cut
+
+
+def test_a_warning_does_not_wait_for_the_user_to_finish() -> None:
+    world = settled()
+    world.describer.user_speaks(True, world.now_ms)
+    world.show(scene(CAR), 200)
+    assert world.said("hazard") == ["Car approaching, on the left!"]
+
+
+def test_the_same_thing_is_warned_of_again_only_after_a_while_or_much_closer() -> None:
+    world = settled(EMPTY)
+    world.show(scene(CAR), 5_800)
+    assert len(world.said("hazard")) == 1
+    world.show(scene(CAR), 1_000)
+    assert len(world.said("hazard")) == 2
+    world.show(scene(CAR), 2_000)
+    closer = thing("car", 0.2, track=7, growth=0.5, size=0.6, metres=3.0)
+    world.show(scene(closer), 400)
+    assert len(world.said("hazard")) == 3
+
+
+def test_another_track_number_is_no_new_danger() -> None:
+    world = settled(EMPTY)
+
+    def look(now_ms: int) -> Scene:
+        return scene(thing("car", 0.15, track=now_ms, growth=0.5, size=0.35, metres=6.0))
+
+    world.run(5_000, look)
+    assert len(world.said("hazard")) == 1
+
+
+def test_one_picture_is_enough_only_when_it_is_very_near() -> None:
+    world = settled(EMPTY)
+    world.show(scene(thing("car", 0.5, track=4, growth=2.0, frames=1, metres=9.0)), 200)
+    assert world.said("hazard") == []
+    world.show(scene(thing("dog", 0.5, track=5, frames=1, metres=0.8)), 200)
+    assert world.said("hazard") == ["Dog very near, ahead!"]
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        thing("car", 0.5, track=3, metres=20.0),  # parked
+        thing("car", 0.05, track=3, growth=0.5, size=0.1),  # far to the side and small
+        thing("person", 0.5, track=3, growth=0.5, metres=25.0),
+        thing("chair", 0.5, track=3, growth=0.9, metres=1.0),
+        thing("car", 0.5, track=3, growth=0.9, metres=5.0, confidence=0.2),
+    ],
+)
+def test_what_is_harmless_is_not_warned_of(harmless: object) -> None:
+    world = settled(EMPTY)
+    world.show(scene(harmless), 5_000)  # type: ignore[arg-type]
+    assert world.said("hazard") == []
+
+
+def test_somebody_who_stays_near_is_warned_of_once() -> None:
+    world = World()
+    world.show(scene(thing("person", 0.5, track=1, metres=0.8, size=0.5)), 60_000)
+    assert world.said("hazard") == ["Person very near, ahead!"]
+    assert len(world.said("change")) == 1
+
+
+def test_what_a_warning_cut_off_is_said_again() -> None:
+    world = World()
+    world.show(ROOM, 8_000)
+    assert world.said()[-1].startswith("In front of you: a person")
+    world.show(scene(*ROOM.things, CAR), 400)
+    world.show(ROOM, 12_000)
+    kinds = [one.kind for one in world.spoken]
+    assert kinds == ["framing", "change", "hazard", "change"]
+    assert "a person ahead" in world.said()[-1]
+
+
+def test_warnings_can_be_switched_off() -> None:
+    world = settled(EMPTY, DescribeSettings(hazards=False))
+    world.show(scene(CAR), 5_000)
+    assert world.said("hazard") == []
+
+
+def test_the_more_urgent_of_two_dangers_cuts_off_the_other() -> None:
+    world = settled(EMPTY)
+    person = thing("person", 0.5, track=1, growth=0.25, metres=8.0)
+    world.show(scene(person), 200)
+    world.show(scene(person, thing("bus", 0.8, track=2, metres=2.0, size=0.6)), 200)
+    assert world.said("hazard") == ["Person approaching, ahead!", "Bus very near, on the right!"]
+
+
+# --- Time ----------------------------------------------------------------------------------------
+
+
+def test_late_and_old_pictures_are_not_used() -> None:
+    describer = Describer(DescribeSettings(), 0)
+    describer.see(at(scene(CAR), 1_000), 4_000)
+    assert [type(one) for one in describer.actions()] == [Say]  # the notice
+    describer.see(at(EMPTY, 5_000), 5_000)
+    describer.see(at(scene(CAR), 4_900), 5_100)
+    assert describer.actions() == []
+
+
+def test_nothing_old_is_said_when_its_turn_comes() -> None:
+    """A dog comes and goes while the assistant gives a long answer: neither is news any more."""
+    world = settled()
+    world.assistant_speaks(60)
+    world.show(scene(*ROOM.things, thing("dog", 0.9, track=3)), 5_000)
+    world.show(ROOM, 30_000)
+    assert world.said(*HEARING)[2:] == []
+
+
+def test_what_came_during_an_answer_is_told_from_the_newest_picture() -> None:
+    world = settled()
+    world.assistant_speaks(30)
+    world.show(scene(*ROOM.things, thing("dog", 0.9, track=3)), 20_000)
+    last = world.spoken[-1]
+    assert last.text == "A dog has appeared on the right."
+    assert last.asked_ms - last.frame_at_ms == 0
+
+
+def test_an_utterance_that_never_begins_is_made_again_from_a_new_picture() -> None:
+    describer = Describer(DescribeSettings(), 0)
+    asked = []
+    for now_ms in range(100, 12_000, 100):
+        describer.see(at(ROOM, now_ms), now_ms)
+        asked += [(now_ms, one.text) for one in describer.actions() if isinstance(one, Say)]
+    assert [text for _, text in asked] == [NOTICE] * 3
+    assert [now_ms for now_ms, _ in asked] == [100, 4_200, 8_300]
+
+
+# --- How much ------------------------------------------------------------------------------------
+
+
+def crowd(num: int) -> list[object]:
+    names = ("person", "car", "chair", "dog", "potted plant", "dining table")
+    return [
+        thing(names[n % 6], (n * 0.37) % 1, track=n + 100, metres=2 + n % 9) for n in range(num)
+    ]
+
+
+def test_a_still_user_hears_thirty_words_and_a_moving_one_twelve() -> None:
+    world = World()
+    world.show(scene(*crowd(60)), 20_000)  # type: ignore[arg-type]
+    assert 15 <= num_words(world.said("change")[0]) <= 30
+    world = World()
+    world.show(scene(*crowd(60), motion=0.5), 20_000)  # type: ignore[arg-type]
+    assert 5 <= num_words(world.said("change")[0]) <= 12
+
+
+def test_motion_has_hysteresis() -> None:
+    world = settled()
+    world.show(scene(*ROOM.things, motion=0.5), 200)
+    assert not world.describer.is_moving
+    world.show(scene(*ROOM.things, motion=0.5), 600)
+    assert world.describer.is_moving
+    world.show(scene(*ROOM.things, motion=0.05), 1_000)
+    world.show(scene(*ROOM.things, motion=0.2), 200)
+    world.show(scene(*ROOM.things, motion=0.05), 1_000)
+    assert world.describer.is_moving
+    world.show(scene(*ROOM.things, motion=0.05), 1_000)
+    assert not world.describer.is_moving
+
+
+# --- The user ------------------------------------------------------------------------------------
+
+
+DOG_TOO = scene(*ROOM.things, thing("dog", 0.9, track=3))
+
+
+def test_nobody_is_talked_over_and_a_talk_with_others_is_left_alone() -> None:
+    world = settled()
+    world.describer.user_speaks(True, world.now_ms)
+    world.show(DOG_TOO, 5_000)
+    world.describer.user_speaks(False, world.now_ms)
+    stopped_ms = world.now_ms
+    world.show(DOG_TOO, 10_000)
+    (change,) = [one for one in world.spoken[2:] if one.kind == "change"]
+    assert 3_000 <= change.asked_ms - stopped_ms <= 3_400
+
+
+def test_a_question_is_answered_before_anything_is_described() -> None:
+    world = settled()
+    assert world.hear("How tall is the Eiffel tower?") is None
+    world.show(DOG_TOO, 4_000)
+    world.assistant_speaks(10)
+    world.show(DOG_TOO, 10_000)
+    assert [one.kind for one in world.spoken[2:]] == ["assistant", "change"]
+    assert world.spoken[3].asked_ms - (world.spoken[2].ended_ms or 0) >= 700
+
+
+def test_talking_ends_a_description() -> None:
+    world = World()
+    world.show(ROOM, 8_000)
+    world.describer.user_speaks(True, world.now_ms)
+    assert StopSpeaking() in world.take()
+    world.describer.user_speaks(False, world.now_ms)
+    world.show(ROOM, 20_000)
+    assert len(world.said("change")) == 1
+
+
+# --- Commands ------------------------------------------------------------------------------------
+
+
+def test_what_is_in_front_of_me_is_answered_at_once_even_during_an_answer() -> None:
+    world = settled()
+    world.assistant_speaks(60)
+    (action,) = world.command("front")
+    assert isinstance(action, Say)
+    assert (action.kind, action.interrupts) == ("answer", True)
+    assert action.text.startswith("In front of you: a person ahead")
+
+
+def test_an_answer_lets_a_warning_be_heard() -> None:
+    world = settled()
+    world.show(scene(*ROOM.things, CAR), 400)
+    assert world.command("front") == []
+    world.show(ROOM, 6_000)
+    assert [one.kind for one in world.spoken[2:]] == ["hazard", "answer"]
+    assert not world.spoken[2].is_cut
+
+
+def test_more_tells_what_was_left_out_until_nothing_is() -> None:
+    kinds = ["bed", "tv", "clock", "vase", "book", "oven", "sink", "cup", "bowl", "fork"]
+    things = [thing(kind, (n + 0.5) / 10, track=n + 1) for n, kind in enumerate(kinds)]
+    world = settled(scene(*things))
+    for _ in range(3):
+        assert world.hear("Tell me more, please.") == "more"
+        world.show(scene(*things), 15_000)
+    text = " ".join(world.said("change", "answer")).lower()
+    assert all(kind in text for kind in kinds)
+    assert world.said("answer")[-1] == "That is all I see."
+
+
+def test_repeat_says_it_again() -> None:
+    world = settled(DOG_TOO)
+    last = world.said()[-1]
+    world.command("repeat")
+    assert world.said()[-1] == f"I said: {last}"
+    world = World()
+    world.command("repeat")
+    assert world.said()[-1] == "I have said nothing yet."
+
+
+def test_say_that_again_after_an_answer_of_the_model_is_for_the_model() -> None:
+    world = settled()
+    world.assistant_speaks(5)
+    world.show(ROOM, 5_000)
+    assert world.hear("Say that again") is None
+
+
+def test_quiet_leaves_warnings_and_answers() -> None:
+    world = settled()
+    assert world.hear("Be quiet!") == "quiet"
+    world.show(DOG_TOO, 5_000)
+    world.show(scene(condition="dark"), 5_000)
+    world.show(scene(*DOG_TOO.things, CAR), 3_000)
+    world.command("front")
+    world.show(DOG_TOO, 8_000)
+    assert [one.kind for one in world.spoken[2:]] == ["answer", "hazard", "answer"]
+    assert world.hear("Start describing again") == "resume"
+    world.show(scene(*DOG_TOO.things, thing("bicycle", 0.8, track=8)), 10_000)
+    assert world.said()[-1] == "A bicycle has appeared on the right."
+
+
+def test_stop_is_silence_at_once_and_for_a_while() -> None:
+    world = World()
+    world.show(ROOM, 8_000)
+    assert world.command("stop") == [StopSpeaking()]
+    num = len(world.spoken)
+    world.show(DOG_TOO, 2_800)
+    assert len(world.spoken) == num
+
+
+def test_read_it_looks_for_text_and_reads_it_as_it_stands() -> None:
+    world = settled()
+    assert world.hear("Could you read this for me?") == "read"
+    assert world.actions[-1] == LookForText()
+    world.show(ROOM, 1_000)
+    world.show(scene(*ROOM.things, lettering=(sign("Platform 9"), sign("to London"))), 200)
+    assert world.said("text") == ["It says: Platform 9 to London."]
+
+
+def test_text_that_does_not_come_is_admitted() -> None:
+    world = settled()
+    world.command("read")
+    world.show(ROOM, 12_000)
+    assert world.said("answer") == ["I could not read it in time."]
+
+
+def test_a_model_that_sees_is_asked_for_overviews_but_never_for_warnings() -> None:
+    world = World(DescribeSettings(has_native_sight=True))
+    world.show(ROOM, 20_000)
+    asked = [one for one in world.actions if isinstance(one, AskModel)]
+    assert [one.kind for one in asked] == ["change"]
+    assert "at most 30 words" in asked[0].prompt
+    (answer,) = world.command("front")
+    assert isinstance(answer, AskModel)
+    world.show(scene(*ROOM.things, CAR), 200)
+    assert world.said("hazard") == ["Car approaching, on the left!"]
+
+
+# --- The camera ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("condition", ["covered", "dark", "bright", "blurred"])
+def test_a_bad_picture_is_told_once_and_so_is_its_end(condition: str) -> None:
+    world = settled()
+    world.show(scene(condition=condition), 1_800)
+    assert len(world.spoken) == 2
+    world.show(scene(condition=condition), 30_000)
+    assert len(world.spoken) == 3
+    assert world.said("framing")[-1].startswith("I cannot see:")
+    world.command("front")
+    assert world.said("answer") == [world.said("framing")[-1]]
+    world.show(ROOM, 20_000)
+    assert world.said("framing")[1:] == [world.said("answer")[0], SEEING_AGAIN]
+    assert world.said("change")[1:] == []
+
+
+def test_a_moment_of_blur_is_not_worth_a_word() -> None:
+    world = settled()
+    world.run(30_000, lambda now_ms: scene(condition="blurred") if now_ms % 2_000 else ROOM)
+    assert len(world.spoken) == 2
+
+
+def test_a_camera_that_stops_is_told_once() -> None:
+    world = settled()
+    world.run(60_000, lambda _: None)
+    assert world.said("framing")[1:] == [STOPPED]
+    world.command("front")
+    assert world.said("answer") == [STOPPED]
+
+
+def test_the_same_picture_over_and_over_is_a_camera_that_stopped() -> None:
+    world = settled()
+    frozen = at(ROOM, world.now_ms)
+    for _ in range(100):
+        world.run(200, lambda _: None)
+        world.describer.see(frozen, world.now_ms)
+        world.take()
+    assert world.said("framing")[1:] == [STOPPED]
+
+
+def test_a_failing_detector_is_told_once() -> None:
+    world = settled()
+    for _ in range(200):
+        world.run(200, lambda _: None)
+        world.describer.failed_to_see(world.now_ms)
+        world.take()
+    assert world.said()[2:] == ["I cannot recognise things: the detector is not working."]
+
+
+# --- Spoken commands -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("What's in front of me?", "front"),
+        ("what is in front of me", "front"),
+        ("Okay, what do you see now?", "front"),
+        ("Could you please describe the scene?", "front"),
+        ("What’s around me?", "front"),
+        ("Read this.", "read"),
+        ("Please read the sign to me", "read"),
+        ("What does it say?", "read"),
+        ("Can you read it out loud, please?", "read"),
+        ("Say that again", "repeat"),
+        ("REPEAT!", "repeat"),
+        ("Sorry, what did you say?", "repeat"),
+        ("Tell me more.", "more"),
+        ("Anything else?", "more"),
+        ("Be quiet.", "quiet"),
+        ("Hush", "quiet"),
+        ("Shhh!", "quiet"),
+        ("Please stop describing", "quiet"),
+        ("Start describing again, please", "resume"),
+        ("Resume", "resume"),
+        ("Stop talking", "stop"),
+        ("Stop. Stop. Stop!", "stop"),
+        ("That's enough, thank you.", "stop"),
+    ],
+)
+def test_commands_are_understood_as_people_say_them(text: str, name: str) -> None:
+    assert match_command(text) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "...",
+        "please",
+        "What is the capital of France?",
+        "Stop at the shop on the way home",
+        "How do I read this in French?",
+        "What do you see in him?",
+        "Tell me more about black holes",
+        "Can you repeat the experiment with salt?",
+        "Read the first chapter of Moby Dick",
+        "Why is it so quiet here today?",
+        "Is the room quiet?",
+        "What did you say his name was?",
+        "Describe the French revolution",
+        "Who stood in front of me at the concert?",
+        "More people live in Tokyo than in Paris",
+        "Start describing how an engine works",
+        "What else did Newton discover?",
+        "stop " * 60,
+    ],
+)
+def test_ordinary_questions_are_no_commands(text: str) -> None:
+    assert match_command(text) is None
