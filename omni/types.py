@@ -215,6 +215,8 @@ class ResponseConfig:
     """0 is greedy."""
     top_p: float = 1.0
     seed: int = 0
+    is_whole: bool = False
+    """Fail where the context cannot hold every message, rather than leave the oldest out."""
 
 
 # --- Commands: what a session asks of the assistant ----------------------------------------------

@@ -24,7 +24,6 @@ from omni.parts import Parts
 from omni.speech.contract import SpeechDecoder
 from omni.types import (
     Confirm,
-    Conversation,
     Done,
     Failed,
     Message,
@@ -197,8 +196,11 @@ class Answering:
         conversation = response.conversation or session.conversation
         if response.config.tool_choice == "none" or response.is_without_tools:
             conversation = replace(conversation, tools=())
-        reserve = min(response.config.max_output_tokens, ANSWER_RESERVE_TOKENS)
-        tokens = session.context.render(conversation, session.senses, reserve_tokens=reserve)
+        is_whole = response.config.is_whole
+        reserve = 1 if is_whole else min(response.config.max_output_tokens, ANSWER_RESERVE_TOKENS)
+        tokens = session.context.render(
+            conversation, session.senses, reserve_tokens=reserve, is_whole=is_whole
+        )
         begun: list[int] = []
         opening = ""
         if conversation.tools:
@@ -295,7 +297,7 @@ class Answering:
             elif response.is_cut_in_thought:
                 reason = response.done_reason
                 response.close_with(APOLOGY, lambda: self._end(session, response, reason))
-            elif response.is_empty:
+            elif response.is_empty and not response.is_cut_in_writing:
                 self._fail(session, response, OmniError("the model gave no answer"))
             else:
                 self._end(session, response, response.done_reason)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni.engine.prompt import Prompt, joined
+from omni.errors import ContextLengthError
 from omni.models.template import ChatTemplate, merge_results
 from omni.models.tokenizer import Tokenizer
 from omni.types import (
@@ -115,12 +116,20 @@ class Context:
         self._cache = {k: v for k, v in self._cache.items() if k[0] in messages}
 
     def render(
-        self, conversation: Conversation, senses: Senses, *, reserve_tokens: int = 0
+        self,
+        conversation: Conversation,
+        senses: Senses,
+        *,
+        reserve_tokens: int = 0,
+        is_whole: bool = False,
     ) -> Prompt:
         """``conversation`` as far as its last message, or its first picture not yet looked at.
 
         ``reserve_tokens`` is room left for what comes after, within :data:`MAX_RESERVE_SHARE` of
         the context.
+
+        Raises:
+            ContextLengthError: ``is_whole`` asks for every message, and there is no room for all.
         """
         head = self._system(conversation)
         runs = [
@@ -132,6 +141,11 @@ class Context:
         reserve_tokens = min(reserve_tokens, int(self._max_tokens * MAX_RESERVE_SHARE))
         limit = self._max_tokens - reserve_tokens - len(head)
         total = sum(map(len, runs))
+        if total > limit and is_whole:
+            raise ContextLengthError(
+                f"the messages are {len(head) + total} tokens, more than fit into a context of "
+                f"{self._max_tokens}: shorten them"
+            )
         if total > limit:
             first = 0
             while total > limit * KEEP_SHARE and first < len(runs) - 1:

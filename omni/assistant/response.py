@@ -146,6 +146,11 @@ class Response:
         return self._thought.is_open and self.done_reason == "max_output_tokens"
 
     @property
+    def is_cut_in_writing(self) -> bool:
+        """Whether the limit of tokens ended a written answer, perhaps before its first word."""
+        return self.config.modality == "text" and self.done_reason == "max_output_tokens"
+
+    @property
     def is_empty(self) -> bool:
         return not self._num_chars and not self._num_calls
 

@@ -37,6 +37,7 @@ from omni_streaming.access import (
     key_of,
     origin_allowed,
 )
+from omni_streaming.chat_completions import ChatCompletions
 from omni_streaming.connection import Connection, Intent, Service
 from omni_streaming.metrics import Metrics
 from omni_streaming.session import Session
@@ -110,6 +111,12 @@ class Server:
             new_id=new_id,
             long_messages=ThreadPoolExecutor(1, "long-messages"),
         )
+        self._chat = ChatCompletions(
+            self._service,
+            self._keys,
+            self._models,
+            is_full=lambda: self.num_sessions >= self.config.server.max_sessions,
+        )
         parts = self.worker.parts
         gauge = self.metrics.gauge
         gauge("omni_ready", "1 when the models are loaded.", lambda: float(self._is_ready))
@@ -123,6 +130,7 @@ class Server:
             routes=[
                 WebSocketRoute("/v1/realtime", self._realtime),
                 Route("/v1/realtime/client_secrets", self._client_secrets, methods=["POST"]),
+                Route("/v1/chat/completions", self._chat),
                 Route("/v1/models", self._list_models),
                 Route("/v1/models/{name:path}", self._get_model),
                 Route("/healthz", self._healthz),
@@ -135,6 +143,7 @@ class Server:
     async def drain(self) -> None:
         """Refuse new clients; let answers under way finish; close every connection with 1012."""
         self._is_draining = True
+        chat = asyncio.create_task(self._chat.drain(DRAIN_S))
         connections = dict(self._connections)
         if connections:
             logger.info("closing %d sessions", len(connections))
@@ -142,10 +151,12 @@ class Server:
                 logger.info("answers under way may finish: %d", num_answering)
             await asyncio.gather(*(connection.drain(DRAIN_S) for connection in connections))
             await asyncio.wait(connections.values(), timeout=DRAIN_S)
+        await chat
 
     @property
     def num_sessions(self) -> int:
-        return len(self._connections)
+        """Connections, and requests for chat completions under way."""
+        return len(self._connections) + self._chat.num_open
 
     @property
     def _is_ready(self) -> bool:
@@ -219,7 +230,7 @@ class Server:
                 return Refusal(1013, "server_error", LOADING, message)
             message = "the assistant has failed; the server's log says why"
             return Refusal(1013, "server_error", "server_error", message)
-        if len(self._connections) >= limits.max_sessions:
+        if self.num_sessions >= limits.max_sessions:
             return Refusal(
                 1013,
                 "server_error",
@@ -330,7 +341,7 @@ class Server:
         if self._keys.allows_full(key_of(request.headers)):
             body["state"] = "draining" if self._is_draining else self.worker.state
             body["sessions"] = {
-                "open": len(self._connections),
+                "open": self.num_sessions,
                 "max": self.config.server.max_sessions,
             }
             body["model"] = self.model
