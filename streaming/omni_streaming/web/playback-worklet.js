@@ -4,7 +4,8 @@
 // In:  {type: "push", item, samples} | {type: "end", item} | {type: "stop"}
 // Out: {state: "started" | "playing" | "ended" | "stopped", item, samples, level}, samples counted
 //      from the item's beginning; "playing" comes every 50 ms. A stop is always answered by one
-//      "stopped", whose item is null when nothing was being played.
+//      "stopped", whose item is null when nothing was being played. What is pushed after a stop is
+//      played after it, even if it comes before the sound has faded.
 
 const REPORT_SAMPLES = sampleRate / 20;
 const FADE_SAMPLES = Math.round(sampleRate * 0.005); // a cut without a click
@@ -12,7 +13,9 @@ const FADE_SAMPLES = Math.round(sampleRate * 0.005); // a cut without a click
 class PlaybackProcessor extends AudioWorkletProcessor {
   constructor() {
     super();
-    this.queue = []; // {item, samples, offset}, or {item, ended: true} after an item's last
+    // {item, samples, offset}, {item, ended: true} after an item's last, or {stops: true} where a
+    // stop came that has not been answered yet.
+    this.queue = [];
     this.reset();
     this.port.onmessage = ({ data }) => this.receive(data);
   }
@@ -30,11 +33,20 @@ class PlaybackProcessor extends AudioWorkletProcessor {
       this.queue.push({ item: message.item, samples: message.samples, offset: 0 });
     } else if (message.type === "end") {
       this.queue.push({ item: message.item, ended: true });
-    } else if (this.item === null) {
-      this.stop();
     } else {
-      this.fade ||= FADE_SAMPLES;
+      this.dropQueued();
+      this.queue.push({ stops: true });
+      if (this.item === null) this.answerStops();
+      else this.fade ||= FADE_SAMPLES;
     }
+  }
+
+  /** Forget what is queued but for the sound that fades and the stops to answer. */
+  dropQueued() {
+    this.queue = this.queue.filter(({ item, samples, stops }, index) => {
+      const isPlaying = index === 0 && item === this.item && samples !== undefined;
+      return isPlaying || stops === true;
+    });
   }
 
   process(_, [[output]]) {
@@ -46,7 +58,9 @@ class PlaybackProcessor extends AudioWorkletProcessor {
   next() {
     while (this.queue.length > 0) {
       const head = this.queue[0];
-      if (head.ended) {
+      if (head.stops) {
+        this.answerStops(); // the sound ended before its fade
+      } else if (head.ended) {
         this.queue.shift();
         if (head.item === this.item) this.finish("ended");
       } else if (head.offset >= head.samples.length) {
@@ -55,7 +69,6 @@ class PlaybackProcessor extends AudioWorkletProcessor {
         return this.play(head);
       }
     }
-    if (this.fade > 0) this.stop(); // asked to stop in a gap
     return 0;
   }
 
@@ -73,16 +86,21 @@ class PlaybackProcessor extends AudioWorkletProcessor {
     if (this.fade > 0) {
       sample *= this.fade / FADE_SAMPLES;
       this.fade -= 1;
-      if (this.fade === 0) this.stop();
+      if (this.fade === 0) {
+        this.queue.shift();
+        this.answerStops();
+      }
     } else if (this.unreported >= REPORT_SAMPLES) {
       this.report("playing");
     }
     return sample;
   }
 
-  stop() {
-    this.queue = [];
-    this.finish("stopped");
+  answerStops() {
+    while (this.queue[0]?.stops) {
+      this.queue.shift();
+      this.finish("stopped");
+    }
   }
 
   finish(state) {
