@@ -49,6 +49,9 @@ MAX_REASON_BYTES = 123  # RFC 6455, 5.5: what a close frame has room for
 MAX_REST_BODY_BYTES = 256 * 1024
 PROTOCOL = "realtime"
 INTENTS = ("realtime", "transcription")
+WEB = Path(__file__).parent / "web"
+PAGES = {"see": "see.html"}
+"""Addresses without an ending, to be said and remembered; ``/`` is index.html."""
 
 LOADING = "models_loading"
 """Error code for those who come too early: the page tries again by itself."""
@@ -136,7 +139,7 @@ class Server:
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
-                Mount("/", _Page(directory=Path(__file__).parent / "web", html=True)),
+                Mount("/", Pages(directory=WEB, html=True)),
             ]
         )
 
@@ -355,16 +358,17 @@ class Server:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-class _Page(StaticFiles):
-    """The page's files; Python's own are not among them."""
+class Pages(StaticFiles):
+    """The pages' files, all public; Python's own are not among them."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        path = PAGES.get(path, path)
         if path.endswith((".py", ".pyc")) or "__pycache__" in path:
             return Response("not found", 404)
         response = await super().get_response(path, scope)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Cache-Control"] = "no-cache"
-        # A page that frames ours could lead a visitor to grant it the microphone.
+        # A page that frames ours could lead a visitor to grant it the microphone or the camera.
         response.headers["Content-Security-Policy"] = "frame-ancestors 'none'"
         return response
 

@@ -50,7 +50,11 @@ window.WebSocket = class extends PlainSocket {
   }
 };
 watched.note = (direction, data) => {
-  const {audio, delta, ...event} = JSON.parse(data);
+  const {audio, delta, image, ...event} = JSON.parse(data);
+  if (image) {
+    event.image_chars = image.length;
+    watched.image = image;
+  }
   if (audio) {
     const bytes = Uint8Array.from(atob(audio), (char) => char.charCodeAt(0));
     const samples = new Int16Array(bytes.buffer);
