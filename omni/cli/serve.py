@@ -10,14 +10,18 @@ import signal
 import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import quote
 
 from omni.cli import COMMANDS, EXIT_INTERRUPTED, add_config_options, read_config
-from omni.config import PORTS, Config
+from omni.config import CHOICES, PORTS, Config, home
 from omni.errors import ConfigError, OmniError
 
 if TYPE_CHECKING:
     import socket
+    import ssl
+    from collections.abc import Iterator
 
+    from omni_streaming.listener import Listener
     from omni_streaming.server import Server
 
     from omni.cli import Subparsers
@@ -27,11 +31,26 @@ DESCRIPTION = """\
 Talk to Omni in the browser, or from any OpenAI Realtime client (base URL http://HOST:PORT/v1).
 
 Listens on 127.0.0.1 unless a key is set: by --set server.api_key, else by OMNI_API_KEY in the
-environment, else in the settings file.
+environment, else in the settings file. Browsers give a page microphone and camera on this machine
+or over https.
 SIGTERM and Ctrl-C let the answers under way finish; a second one stops at once. While the models
 load, the first waits until that ends, and a second ends the process as it stands."""
 
+EXAMPLES = """\
+examples:
+  omni serve                                     on this machine: http://127.0.0.1:8000
+  OMNI_API_KEY=SECRET omni serve --host 0.0.0.0 --tls self-signed
+                                                 for a phone in the same network
+  omni serve --tls-cert fullchain.pem --tls-key privkey.pem
+                                                 with a certificate that browsers know"""
+
 KEY_VARIABLE = "OMNI_API_KEY"
+
+WARNING = (
+    "Browsers warn that the connection is not private, because no authority vouches for this "
+    "certificate: open the certificate from the warning, compare its SHA-256 fingerprint with the "
+    "one above, and go on."
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -39,10 +58,18 @@ def add_parser(subparsers: Subparsers) -> None:
         "serve",
         help=COMMANDS["serve"],
         description=DESCRIPTION,
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", help="address to listen on (server.host)")
     parser.add_argument("--port", type=int, help="port to listen on (server.port)")
+    parser.add_argument(
+        "--tls",
+        choices=CHOICES["server.tls"],
+        help="https with a certificate of our own, made on first use (server.tls)",
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", help="certificate, PEM (server.tls_cert)")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key, PEM (server.tls_key)")
     parser.add_argument("--model", metavar="NAME", help="backbone (model.backbone)")
     parser.add_argument(
         "--scripted",
@@ -59,14 +86,20 @@ def run(args: argparse.Namespace) -> int:
         {
             "server.host": args.host,
             "server.port": args.port,
+            "server.tls": args.tls,
+            "server.tls_cert": args.tls_cert,
+            "server.tls_key": args.tls_key,
             "model.backbone": args.model,
         },
         environment={"server.api_key": os.environ.get(KEY_VARIABLE) or None},
     )
     from omni_streaming.access import check_host
     from omni_streaming.listener import bind
+    from omni_streaming.tls import certificate_files, server_context
 
     check_host(config.server)
+    files = certificate_files(config.server, home(config) / "tls")
+    tls = server_context(*files) if files else None
     try:
         listening = bind(config.server.host, config.server.port)  # before anything slow
     except ConfigError as error:
@@ -82,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     start_logging(config.log_level)
     server = make_server(config, scripted=args.scripted)
     try:
-        code = asyncio.run(serve(server, listening))
+        code = asyncio.run(serve(server, listening, tls))
     finally:
         listening.close()
     print("Stopped.", flush=True)
@@ -96,8 +129,8 @@ def make_server(config: Config, *, scripted: bool) -> Server:
     return assemble_scripted(config) if scripted else assemble(config, show_progress)
 
 
-async def serve(server: Server, listening: socket.socket) -> int:
-    """Serve on ``listening`` until a signal; returns the exit code.
+async def serve(server: Server, listening: socket.socket, tls: ssl.SSLContext | None = None) -> int:
+    """Serve on ``listening`` (over https with ``tls``) until a signal; returns the exit code.
 
     Raises:
         OmniError: the models cannot be loaded.
@@ -105,7 +138,7 @@ async def serve(server: Server, listening: socket.socket) -> int:
     from omni_streaming.listener import Listener
 
     listener = Listener(
-        server.app(), server.config.server, listening, server.drain, takes_signals=True
+        server.app(), server.config.server, listening, server.drain, tls=tls, takes_signals=True
     )
     began_s = time.monotonic()
     serving = asyncio.create_task(listener.run_until_stopped())
@@ -129,11 +162,38 @@ async def serve(server: Server, listening: socket.socket) -> int:
             f"(model {server.model}; Ctrl-C stops).",
             flush=True,
         )
+        for line in how_to_reach(server.config, listener):
+            print(line, flush=True)
         await serving
         return 0
     finally:
         server.worker.stop()
         await loading
+
+
+def how_to_reach(config: Config, listener: Listener) -> Iterator[str]:
+    """What those who open the page elsewhere need to know; nothing for a plain local server."""
+    from omni_streaming.access import is_loopback
+    from omni_streaming.tls import certificate_files, fingerprint, local_addresses
+
+    if not is_loopback(config.server.host):
+        is_any = config.server.host in ("0.0.0.0", "::")
+        hosts = local_addresses() if is_any else [config.server.host]
+        if config.server.host == "0.0.0.0":
+            hosts = [host for host in hosts if ":" not in host]
+        if hosts:
+            # The page takes the key from the address, of which the part after # stays in the
+            # browser. A log that keeps what is printed here must not get it.
+            key = f"/#key={quote(config.server.api_key, safe='')}" if sys.stdout.isatty() else ""
+            told = "" if key else " (it asks for the key)"
+            yield f"From another machine, or a phone: {listener.url_at(hosts[0])}{key}{told}"
+    if config.server.tls == "self-signed":
+        files = certificate_files(config.server, home(config) / "tls")
+        assert files is not None
+        yield f"Fingerprint of the certificate (SHA-256): {fingerprint(files[0])}"
+        yield WARNING
+    elif not (config.server.tls_cert or is_loopback(config.server.host)):
+        yield "Without https it can write but not talk there: see omni serve --help, --tls."
 
 
 async def _stop_loading(loading: asyncio.Task[State]) -> None:

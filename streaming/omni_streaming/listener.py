@@ -11,6 +11,7 @@ import errno
 import logging
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 PING_S = 20.0  # below the 30 s after which proxies drop silent connections
 ENVELOPE_BYTES = 64 * 1024  # of an append event around its base64
 SHUTDOWN_S = 5  # for connections to end once they have been told to
+TLS_SHUTDOWN_S = 2.0  # for a client to confirm the end of a connection over TLS
 
 
 class Listener(uvicorn.Server):
@@ -33,6 +35,7 @@ class Listener(uvicorn.Server):
 
     Args:
         drain: awaited after the socket has stopped accepting and before connections are closed.
+        tls: https and wss instead of http and ws.
         takes_signals: whether SIGINT and SIGTERM end it (in the main thread).
 
     Runs in the background as an async context manager, else by :meth:`run_until_stopped`.
@@ -45,6 +48,7 @@ class Listener(uvicorn.Server):
         listening: socket.socket,
         drain: Callable[[], Awaitable[None]],
         *,
+        tls: ssl.SSLContext | None = None,
         takes_signals: bool = False,
     ) -> None:
         super().__init__(
@@ -68,6 +72,8 @@ class Listener(uvicorn.Server):
         self._clients = Clients(config)
         self.server_state = self._clients
         self._listening = listening
+        self._tls = tls
+        self._handshake_s = config.request_timeout_s
         self._drain = drain
         self._takes_signals = takes_signals
         self._stopping = asyncio.Event()
@@ -76,11 +82,15 @@ class Listener(uvicorn.Server):
 
     @property
     def url(self) -> str:
-        """``http://HOST:PORT`` as a browser on this machine reaches it."""
-        host, port = self._listening.getsockname()[:2]
-        if host in ("0.0.0.0", "::"):
-            host = "127.0.0.1"
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        """``http://HOST:PORT`` or ``https://`` as a browser on this machine reaches it."""
+        host = self._listening.getsockname()[0]
+        return self.url_at("127.0.0.1" if host in ("0.0.0.0", "::") else host)
+
+    def url_at(self, host: str) -> str:
+        """The URL for those who reach this machine as ``host``."""
+        scheme = "http" if self._tls is None else "https"
+        port = self._listening.getsockname()[1]
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def run_until_stopped(self) -> None:
         """Serve until SIGINT, SIGTERM or :meth:`stop`; then drain and return."""
@@ -101,6 +111,22 @@ class Listener(uvicorn.Server):
         self.stop()
         assert self._running is not None
         await self._running
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn's own version leaves a TLS handshake a minute, and who shakes hands is no client
+        # yet that could be dropped.
+        await self.lifespan.startup()
+        is_secure = self._tls is not None
+        server = await asyncio.get_running_loop().create_server(
+            lambda: HttpProtocol(self.config, self.server_state, self.lifespan.state),
+            sock=self._listening,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._handshake_s if is_secure else None,
+            ssl_shutdown_timeout=TLS_SHUTDOWN_S if is_secure else None,
+            backlog=self.config.backlog,
+        )
+        self.servers = [server]
+        self.started = True
 
     async def main_loop(self) -> None:
         # uvicorn looks every 100 ms; waiting for the event stops at once.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -220,7 +221,7 @@ async def serving(
 
 
 @contextmanager
-def serving_on_a_thread(server: Server) -> Iterator[str]:
+def serving_on_a_thread(server: Server, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve ``server`` beside the caller, who has an event loop of its own; yields the URL."""
     started = threading.Event()
     box: dict[str, Any] = {}
@@ -229,7 +230,7 @@ def serving_on_a_thread(server: Server) -> Iterator[str]:
         box.update(loop=asyncio.get_running_loop(), stop=asyncio.Event())
         with bind("127.0.0.1", 0) as listening:
             async with Listener(
-                server.app(), server.config.server, listening, server.drain
+                server.app(), server.config.server, listening, server.drain, tls=tls
             ) as listener:
                 box["url"] = listener.url
                 started.set()

@@ -3,6 +3,7 @@
 import { Conversation, StillLoading } from "./conversation.js";
 import { Microphone, MicrophoneError } from "./microphone.js";
 import { Player, SoundError } from "./player.js";
+import { takeKey } from "./realtime.js";
 import { View } from "./view.js";
 
 const RETRY_MS = 3000; // while the models are loading
@@ -19,7 +20,7 @@ class App {
       onKeyNeeded: () => this.askForKey(BAD_KEY),
       onLost: (words) => this.lose(words),
     });
-    this.key = "";
+    this.key = takeKey();
     this.opening = null; // promise of the player
     this.noSound = null; // why there is none, in words
     this.microphone = null;

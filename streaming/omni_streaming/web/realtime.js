@@ -14,6 +14,13 @@ const TRY_LATER = 1013; // of several reasons, and only the server knows which
 /** Socket close code for a missing or wrong key. */
 export const BAD_KEY = 3000;
 
+/** The API key in the page's address (#key=...), of which it is taken out; "" without one. */
+export function takeKey() {
+  const key = new URLSearchParams(location.hash.slice(1)).get("key") ?? "";
+  if (key) history.replaceState(history.state, "", location.pathname + location.search);
+  return key;
+}
+
 export class Realtime {
   /**
    * @param {string} key API key, or "" for none
