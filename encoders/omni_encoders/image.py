@@ -20,6 +20,10 @@ from omni_encoders.features import fitted_size, patchify, resize
 from omni_encoders.image_header import inspect
 from omni_encoders.vision import Grid, StopCheck, VisionConfig, VisionTower, token_positions
 
+_BAND_PIXELS = 2**16
+"""Converted at once: a file of half a megabyte may hold 64 megapixels, whose fractions of a whole
+picture would take gigabytes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelLimits:
@@ -51,6 +55,15 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 
 def _rgb(decoded: NDArray[np.integer[Any] | np.floating[Any]]) -> NDArray[np.uint8]:
     """OpenCV's [H, W], [H, W, 3] BGR or [H, W, 4] BGRA of 8 or 16 bits as RGB on white."""
+    height, width = decoded.shape[:2]
+    rgb = np.empty((height, width, 3), dtype=np.uint8)
+    num_rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, num_rows):
+        rgb[top : top + num_rows] = _band(decoded[top : top + num_rows])
+    return rgb
+
+
+def _band(decoded: NDArray[np.integer[Any] | np.floating[Any]]) -> NDArray[np.uint8]:
     pixels = (decoded // 256 if decoded.dtype == np.uint16 else decoded).astype(np.uint8)
     if pixels.ndim == 2:
         return np.repeat(pixels[:, :, None], 3, axis=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import tracemalloc
 import zlib
 
 import cv2
@@ -209,6 +210,19 @@ def test_a_huge_image_is_refused_before_it_is_decoded() -> None:
     data = _png(20_000, 20_000, zlib.compress(b"\0"))  # decoding would ask for 1.2 GB
     with pytest.raises(ValueError, match="20000x20000 pixels, expected at most 67,108,864; reduce"):
         decode_image(data)
+
+
+def test_seeing_through_a_large_image_takes_no_multiple_of_its_own_memory() -> None:
+    pixels = np.zeros((1500, 1500, 4), dtype=np.uint8)
+    data = cv2.imencode(".png", pixels)[1].tobytes()
+    tracemalloc.start()
+    try:
+        seen = decode_image(data)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (seen == 255).all()
+    assert peak_bytes < 2.5 * pixels.nbytes  # with fractions of the whole picture it is 10
 
 
 def test_image_without_a_body_is_refused() -> None:
