@@ -37,6 +37,7 @@ from omni_streaming.describe_settings import (
     Action,
     CommandName,
     DescribeSettings,
+    Kind,
     Speech,
 )
 
@@ -193,8 +194,7 @@ class Describer:
         text = wording.hazard(
             danger.thing, self._settings.wording, is_approaching=danger.is_approaching
         )
-        self._take_back()
-        self._mouth.say("hazard", text, self._scene_ms, now, interrupts=True)
+        self._interrupt("hazard", text, self._scene_ms, now)
         for entity in self._memory.entities:
             if entity.thing == danger.thing:
                 entity.know(is_told=True)
@@ -208,7 +208,7 @@ class Describer:
             self._give_answer(now)
         if self._text_since_ms is not None and now - self._text_since_ms > TEXT_STALE_MS:
             self._text_since_ms = None
-            self._mouth.say("answer", "I could not read it in time.", now, now, interrupts=True)
+            self._interrupt("answer", "I could not read it in time.", now, now)
         if self._is_quiet or self._answer is not None or self._text_since_ms is not None:
             return
         if not self._floor.may_describe(now):
@@ -305,18 +305,17 @@ class Describer:
         if self._floor.is_warning:
             return
         self._answer = None
-        self._take_back()
         if name == "repeat":
             text = self._mouth.last_text or "I have said nothing yet."
             again = f"I said: {text}"
             text = again if self._mouth.last_text and num_words(again) <= STILL_WORDS else text
-            self._mouth.say("answer", text, now, now, interrupts=True)
+            self._interrupt("answer", text, now, now)
         elif name == "quiet":
             only = "I will be quiet, except for warnings."
             text = only if self._settings.hazards else "I will be quiet."
-            self._mouth.say("answer", text, now, now, interrupts=True)
+            self._interrupt("answer", text, now, now)
         elif name == "resume":
-            self._mouth.say("answer", "I am describing again.", now, now, interrupts=True)
+            self._interrupt("answer", "I am describing again.", now, now)
         elif name == "read":
             self._ask_for_text(now)
         else:
@@ -328,10 +327,11 @@ class Describer:
             problem = "I have no picture yet." if self._scene is None else "I have no new picture."
             if self._camera.sight != "clear":
                 problem = self._camera.problem
-            self._mouth.say("answer", problem, now, now, interrupts=True)
+            self._interrupt("answer", problem, now, now)
             return
         assert self._scene is not None
         if self._settings.has_native_sight:
+            self._take_back(is_wanted=True)
             self._mouth.ask_model(
                 "answer",
                 MORE_PROMPT if name == "more" else OVERVIEW_PROMPT,
@@ -345,9 +345,7 @@ class Describer:
         if name == "more":
             visible = [one for one in visible if not one.is_told]
             if not visible:
-                self._mouth.say(
-                    "answer", "That is all I see.", self._scene_ms, now, interrupts=True
-                )
+                self._interrupt("answer", "That is all I see.", self._scene_ms, now)
                 return
         things = {one.as_thing(): one for one in visible}
         opening = "Also:" if name == "more" else "In front of you:"
@@ -365,7 +363,7 @@ class Describer:
             self._overview_ms = now
             for thing, entity in things.items():
                 entity.is_told = thing in told.things
-        self._mouth.say("answer", told.text, self._scene_ms, now, interrupts=True)
+        self._interrupt("answer", told.text, self._scene_ms, now)
 
     def _ask_for_text(self, now: int) -> None:
         if self._scene is not None and self._scene.lettering is not None and self._can_see(now):
@@ -388,7 +386,7 @@ class Describer:
             text = wording.ABSTENTIONS[scene.condition]
         else:
             text = wording.reading(scene.lettering or ())
-        self._mouth.say("text", text, taken, now, interrupts=True)
+        self._interrupt("text", text, taken, now)
 
     # --- Speaking --------------------------------------------------------------------------------
 
@@ -401,13 +399,22 @@ class Describer:
         """Whether the newest picture may be spoken of."""
         return self._camera.sight == "clear" and now - self._scene_ms <= LATE_MS
 
-    def _take_back(self) -> None:
-        """What was being said is cut off, or never began: it is news again."""
+    def _interrupt(self, kind: Kind, text: str, taken: int, now: int) -> None:
+        """Say it now, whatever is being said."""
+        self._take_back(is_wanted=kind != "hazard")
+        self._mouth.say(kind, text, taken, now, interrupts=True)
+
+    def _take_back(self, *, is_wanted: bool = False) -> None:
+        """What was being said is cut off, or never began: it is news again.
+
+        ``is_wanted``: by the user, who then needs only what they must not miss.
+        """
         undo = self._mouth.take_back()
         if undo is None:
             return
-        undo.restore_entities()
+        if not is_wanted:
+            undo.restore_entities()
+            self._is_overview_due = self._is_overview_due or undo.is_overview
         self._is_notice_due = self._is_notice_due or undo.is_notice
-        self._is_overview_due = self._is_overview_due or undo.is_overview
         if undo.is_camera:
             self._camera.untold()

@@ -16,7 +16,7 @@ _BEFORE = re.compile(
     r"i'd like you to|go ahead and|no)\s+)+"
 )
 _AFTER = re.compile(
-    r"(?:\s+(?:please|now|again please|for me|omni|thanks|thank you|then|okay|ok|right now|"
+    r"(?:\s+(?:please|now|for me|omni|thanks|thank you|then|okay|ok|right now|"
     r"will you|would you|could you|can you|if you can|for a moment|for a while|for a bit|"
     r"for a minute))+$"
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from omni_encoders.wording import num_words
 from omni_streaming.describe import Describer
-from omni_streaming.describe_commands import match_command
 from omni_streaming.describe_settings import (
     NOTICE,
     SEEING_AGAIN,
@@ -290,6 +289,26 @@ def test_motion_has_hysteresis() -> None:
     assert not world.describer.is_moving
 
 
+def test_a_command_that_ends_later_speech_repeats_nothing_that_was_heard() -> None:
+    """Asking to read does not cut the notice off until there is something to read."""
+    world = World()
+    world.show(EMPTY, 1_000)
+    world.command("read")
+    world.show(EMPTY, 5_000)
+    world.show(scene(lettering=(sign("EXIT"),)), 200)
+    world.show(EMPTY, 20_000)
+    assert world.said() == [NOTICE, "It says: EXIT.", "I recognise nothing here."]
+
+
+def test_a_notice_that_a_command_cuts_off_is_said_again() -> None:
+    world = World()
+    world.show(ROOM, 1_000)
+    world.command("front")
+    world.show(ROOM, 20_000)
+    assert [one.kind for one in world.spoken] == ["framing", "answer", "framing"]
+    assert world.said("framing") == [NOTICE, NOTICE]
+
+
 # --- The user ------------------------------------------------------------------------------------
 
 
@@ -477,66 +496,3 @@ def test_a_failing_detector_is_told_once() -> None:
         world.describer.failed_to_see(world.now_ms)
         world.take()
     assert world.said()[2:] == ["I cannot recognise things: the detector is not working."]
-
-
-# --- Spoken commands -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("What's in front of me?", "front"),
-        ("what is in front of me", "front"),
-        ("Okay, what do you see now?", "front"),
-        ("Could you please describe the scene?", "front"),
-        ("What’s around me?", "front"),
-        ("Read this.", "read"),
-        ("Please read the sign to me", "read"),
-        ("What does it say?", "read"),
-        ("Can you read it out loud, please?", "read"),
-        ("Say that again", "repeat"),
-        ("REPEAT!", "repeat"),
-        ("Sorry, what did you say?", "repeat"),
-        ("Tell me more.", "more"),
-        ("Anything else?", "more"),
-        ("Be quiet.", "quiet"),
-        ("Hush", "quiet"),
-        ("Shhh!", "quiet"),
-        ("Please stop describing", "quiet"),
-        ("Start describing again, please", "resume"),
-        ("Resume", "resume"),
-        ("Stop talking", "stop"),
-        ("Stop. Stop. Stop!", "stop"),
-        ("That's enough, thank you.", "stop"),
-    ],
-)
-def test_commands_are_understood_as_people_say_them(text: str, name: str) -> None:
-    assert match_command(text) == name
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "...",
-        "please",
-        "What is the capital of France?",
-        "Stop at the shop on the way home",
-        "How do I read this in French?",
-        "What do you see in him?",
-        "Tell me more about black holes",
-        "Can you repeat the experiment with salt?",
-        "Read the first chapter of Moby Dick",
-        "Why is it so quiet here today?",
-        "Is the room quiet?",
-        "What did you say his name was?",
-        "Describe the French revolution",
-        "Who stood in front of me at the concert?",
-        "More people live in Tokyo than in Paris",
-        "Start describing how an engine works",
-        "What else did Newton discover?",
-        "stop " * 60,
-    ],
-)
-def test_ordinary_questions_are_no_commands(text: str) -> None:
-    assert match_command(text) is None
