@@ -9,7 +9,7 @@ arrival, so that a test can interrupt an answer at any word.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from omni.types import (
     Edit,
     Failed,
     Feed,
+    Look,
     Mark,
     Message,
     Open,
@@ -39,7 +40,10 @@ from omni.types import (
     Respond,
     ResponseConfig,
     Resume,
+    Say,
+    Scene,
     ScoreTurn,
+    Seen,
     Speculate,
     TextDelta,
     TextPart,
@@ -98,6 +102,8 @@ class Script:
     answers: tuple[Answer, ...] = ()
     answer: Callable[[Conversation], Answer] = repeat_last
     """Asked for every answer when ``answers`` is empty."""
+    scenes: tuple[Scene, ...] = ()
+    """What the camera shows, look by look; the last one stays. Empty: there are no eyes."""
 
 
 @dataclass(slots=True)
@@ -149,6 +155,7 @@ class ScriptedAssistant:
         self._sessions: dict[str, _Session] = {}
         self._outputs: list[Output] = []
         self._num_turns = 0
+        self._num_looks = 0
         self._num_scores = 0
         self._num_answers = 0
         self._num_calls = 0
@@ -193,6 +200,15 @@ class ScriptedAssistant:
                     command.config,
                     command.conversation or session.conversation,
                 )
+            case Say():
+                session.responses[command.response_id] = _Response(
+                    command.response_id,
+                    command.config,
+                    session.conversation,
+                    words=_words(command.text),
+                )
+            case Look():
+                self._look(command)
             case Cancel():
                 session.speculated.pop(command.response_id, None)
                 response = session.responses.pop(command.response_id, None)
@@ -227,6 +243,20 @@ class ScriptedAssistant:
         """Forget every session."""
         self._sessions.clear()
         self._outputs.clear()
+
+    def _look(self, look: Look) -> None:
+        """The script's next picture, whatever the frame shows."""
+        scenes = self._script.scenes
+        if not scenes:
+            self._outputs.append(
+                Seen(look.session_id, look.frame_id, None, "no_eyes", "the script has no pictures")
+            )
+            return
+        scene = replace(scenes[min(self._num_looks, len(scenes) - 1)], at_ms=look.at_ms)
+        self._num_looks += 1
+        if not look.wants_text:
+            scene = replace(scene, lettering=None)
+        self._outputs.append(Seen(look.session_id, look.frame_id, scene))
 
     # --- Listening -------------------------------------------------------------------------------
 

@@ -420,11 +420,12 @@ class TranscriptDone:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was in a frame; without a ``scene``, ``reason`` says why."""
+    """What was in a frame; without a ``scene``, ``fault`` and ``reason`` say why."""
 
     session_id: str
     frame_id: str
     scene: Scene | None
+    fault: Literal["", "skipped", "bad_picture", "no_eyes"] = ""
     reason: str = ""
 
 

@@ -11,10 +11,10 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from omni.assistant.priorities import PartPriority
-from omni.errors import CancelledError, OmniError
+from omni.errors import CancelledError, CapacityError, InputError, OmniError
 from omni.parts import Parts, ShouldStop, Ticket
 from omni.types import Look, Output, Scene, Seen
 
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING_FRAMES = 2
 """Frames of a session that wait to be seen; older ones are skipped, unless text is wanted."""
+
+
+Fault = Literal["skipped", "bad_picture", "no_eyes"]
 
 
 class Watcher(Protocol):
@@ -70,14 +73,14 @@ class Watching:
     def look(self, session: Session, command: Look) -> None:
         """See a frame once those before it have been seen."""
         if self._watcher is None:
-            self._tell(command, None, "this assistant has no eyes: the detector is missing")
+            self._tell(command, "no_eyes", "the detector is missing; run `omni fetch`")
             return
         watch = session.watch
         watch.waiting.append(command)
         while len(watch.waiting) > MAX_WAITING_FRAMES:
             skipped = next((w for w in watch.waiting if not w.wants_text), watch.waiting[0])
             watch.waiting.remove(skipped)
-            self._tell(skipped, None, "skipped: newer frames are waiting")
+            self._tell(skipped, "skipped", "newer frames are waiting")
         if watch.ticket is None:
             self._next(watch)
 
@@ -108,19 +111,19 @@ class Watching:
             if watch.ticket is not ticket:  # the session is gone
                 return
             watch.ticket = None
-            if isinstance(result, CancelledError):
-                self._tell(command, None, "the look was cancelled")
+            if isinstance(result, InputError):
+                self._tell(command, "bad_picture", str(result))
             elif isinstance(result, BaseException):
                 if not isinstance(result, OmniError):
                     logger.error("a frame could not be seen", exc_info=result)
-                why = str(result) if isinstance(result, OmniError) else "the eyes failed"
-                self._tell(command, None, why)
+                is_full = isinstance(result, CancelledError | CapacityError)
+                self._tell(command, "skipped" if is_full else "no_eyes", str(result))
             else:
                 scene, watch.state = result
-                self._tell(command, scene, "")
+                self._emit(Seen(command.session_id, command.frame_id, scene))
             self._next(watch)
 
         watch.ticket = ticket = self._parts.eyes.submit(PartPriority.LOOK, work, done)
 
-    def _tell(self, command: Look, scene: Scene | None, reason: str) -> None:
-        self._emit(Seen(command.session_id, command.frame_id, scene, reason))
+    def _tell(self, command: Look, fault: Fault, reason: str) -> None:
+        self._emit(Seen(command.session_id, command.frame_id, None, fault, reason))

@@ -96,6 +96,22 @@ class AudioPlayed(ClientEvent):
     played_ms: int = Field(ge=0)
 
 
+class AppendFrame(ClientEvent):
+    """Our own addition: one picture of the camera, for describe mode.
+
+    ``image`` is a data URI or the base64 of an image file; ``taken_ms`` is on the client's clock.
+    """
+
+    image: str
+    taken_ms: float | None = None
+
+
+class DescribeCommand(ClientEvent):
+    """Our own addition: a key or button of describe mode; the voice can do the same."""
+
+    command: Literal["repeat", "more", "quiet", "resume", "front", "read", "stop"]
+
+
 CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "session.update": SessionUpdate,
     "input_audio_buffer.append": AppendAudio,
@@ -108,6 +124,8 @@ CLIENT_EVENTS: dict[str, type[ClientEvent]] = {
     "response.create": CreateResponse,
     "response.cancel": CancelResponse,
     "omni.output_audio.played": AudioPlayed,
+    "omni.frame.append": AppendFrame,
+    "omni.describe.command": DescribeCommand,
 }
 
 
@@ -253,6 +271,11 @@ def session_created(session: Mapping[str, Any]) -> Event:
 
 def session_updated(session: Mapping[str, Any]) -> Event:
     return {"type": "session.updated", "session": session}
+
+
+def stop_playback() -> Event:
+    """Our own addition, in describe mode only: throw away what has not been played yet."""
+    return {"type": "omni.output_audio.stop"}
 
 
 def speech_started(item_id: str, audio_start_ms: int) -> Event:

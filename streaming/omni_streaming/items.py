@@ -241,6 +241,24 @@ Include = Annotated[
 ]
 
 
+class Describe(Wire):
+    """Live description of the camera, our own addition; see ``streaming/README.md``."""
+
+    verbosity: Literal["brief", "normal", "detailed"] | None = None
+    units: Literal["metric", "imperial", "steps"] | None = None
+    directions: Literal["sides", "clock"] | None = None
+    language: Literal["en"] | None = None
+    hazards: bool | None = None
+    quiet: bool | None = None
+
+
+class OmniOptions(Wire):
+    """The one extra key of a session; shown only to clients that have sent it."""
+
+    nullable = frozenset({"describe"})
+    describe: Describe | None = None
+
+
 class RealtimeSession(Wire):
     """What ``session.update`` may carry; a key that is absent stays as it is."""
 
@@ -258,6 +276,7 @@ class RealtimeSession(Wire):
     include: Include | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
+    omni: OmniOptions | None = None
 
 
 class TranscriptionAudio(Wire):

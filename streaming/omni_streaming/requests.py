@@ -59,6 +59,7 @@ class Requests:
         self._session = session
         handlers: dict[type[events.ClientEvent], Callable[[Any], None]] = {
             events.AppendAudio: self._append,
+            events.AppendFrame: self._append_frame,
             events.AudioPlayed: self._played,
             events.CancelResponse: self._cancel,
             events.ClearAudio: self._clear,
@@ -66,6 +67,7 @@ class Requests:
             events.CreateItem: self._create_item,
             events.CreateResponse: self._create_response,
             events.DeleteItem: self._delete_item,
+            events.DescribeCommand: self._describe,
             events.RetrieveItem: self._retrieve_item,
             events.SessionUpdate: self._update,
             events.TruncateItem: self._truncate_item,
@@ -135,6 +137,31 @@ class Requests:
 
     def _played(self, event: events.AudioPlayed) -> None:
         self._session.report_played(event.item_id, event.played_ms, self._session.now_ms)
+
+    # --- The camera ------------------------------------------------------------------------------
+
+    def _append_frame(self, event: events.AppendFrame) -> None:
+        self._check_describing("omni.frame.append")
+        image = event.image
+        uri = image if image.startswith("data:") else f"data:image/jpeg;base64,{image}"
+        try:
+            data = read_data_uri(uri)
+        except InputError as error:
+            raise ClientError("invalid_value", str(error), "image") from None
+        self._session.describing.show(data, event.taken_ms)
+
+    def _describe(self, event: events.DescribeCommand) -> None:
+        self._check_describing("omni.describe.command")
+        self._session.describing.command(event.command)
+
+    def _check_describing(self, kind: str) -> None:
+        if not self._session.describing.is_on:
+            raise ClientError(
+                "invalid_value",
+                f"'{kind}' needs describe mode: send session.update with "
+                '{"omni": {"describe": {}}} first.',
+                "type",
+            )
 
     # --- Items -----------------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ from omni.types import Conversation as Context
 from omni_streaming import events
 from omni_streaming.command_queue import CommandQueue
 from omni_streaming.conversation import MAX_HISTORY_CHARS, Item, ItemList
+from omni_streaming.describing import Describing
 from omni_streaming.playback import Playback
 from omni_streaming.requests import Requests
 from omni_streaming.response import Channels, Response, ResponseOutput, Status
@@ -118,6 +119,7 @@ class Session:
         self.queue = CommandQueue(session_id)
         self.active: Response | None = None
         self.responses: dict[str, Response] = {}
+        self.describing = Describing(self)
         self.turns = TurnTaking(self)
         self._requests = Requests(self)
         self._channels = Channels(self.emit, self.items, self.playback, new_id)
@@ -127,6 +129,7 @@ class Session:
         self._is_closed = False
         self._context = self._rendered()
         self._is_stale = False  # the assistant may not know the latest of the conversation
+        self.describing.configure(self.settings.omni)
         self.queue.add(Open(session_id, self._context))
         self.emit(events.session_created(self.settings.wire))
 
@@ -165,8 +168,9 @@ class Session:
         elif isinstance(output, TranscriptDone):
             self.turns.take_transcript(output)
             self._drop_empty_answer(output)
+            self.turns.resolve(output.turn_id, output.text)
         elif isinstance(output, Seen):
-            pass  # nobody has asked for frames to be seen
+            self.describing.take(output)
         elif isinstance(output, Failed) and output.response_id is None:
             self._fail(output)
         elif isinstance(output, Failed) and self.turns.take_failure(output):
@@ -190,6 +194,7 @@ class Session:
             self.close_code = (1001, "idle")
         else:
             self.turns.tick()
+            self.describing.tick()
 
     def report_played(self, item_id: str, played_ms: int, now_ms: int) -> None:
         """The client has played exactly ``played_ms`` of the item's audio (heard point).
@@ -258,7 +263,13 @@ class Session:
         """Replace the effective session."""
         self.settings = settings
         self.turns.configure(settings)
+        self.describing.configure(settings.omni)
         self.sync()
+
+    def note_describe(self, options: Mapping[str, Any]) -> None:
+        """The user has changed describe mode by voice or key: show the session as it is now."""
+        self.settings = self.settings.with_describe(options)
+        self.emit(events.session_updated(self.settings.wire))
 
     def sync(self) -> None:
         """The conversation may have changed: tell the assistant with the next commands."""
@@ -329,6 +340,7 @@ class Session:
             assert self.active is None
             self.active = response
             self.turns.response_started()
+            self.describing.began(response)
         return response
 
     def apply(self, output: ResponseOutput) -> None:
@@ -343,6 +355,8 @@ class Session:
         elif isinstance(output, AudioDelta):
             response.add_audio(output.pcm, output.marks)
             self.has_spoken |= response.has_audio
+            if response.has_audio and response.is_in_band:
+                self.describing.sounded(response)
         elif isinstance(output, ToolCall):
             limit = self.config.server.max_tool_calls
             if self.items.num_pending_calls >= limit:
@@ -370,6 +384,15 @@ class Session:
 
     def interrupt(self) -> None:
         """The user speaks: the assistant falls silent, and remembers what was heard of it."""
+        self._stop_playback()
+        if self.active is not None:
+            self.cancel(self.active, "turn_detected")
+        self.sync()
+
+    def fall_silent(self) -> None:
+        """Describe mode has something more urgent to say, or the user wants silence."""
+        if self.playback.is_audible:
+            self.emit(events.stop_playback())
         self._stop_playback()
         if self.active is not None:
             self.cancel(self.active, "turn_detected")

@@ -175,6 +175,12 @@ class Settings:
         return self.wire.get("truncation", "auto")
 
     @property
+    def omni(self) -> Mapping[str, Any] | None:
+        """Our own additions, None unless the client has asked for some."""
+        options: Mapping[str, Any] | None = self.wire.get("omni")
+        return options
+
+    @property
     def detection(self) -> Detection | None:
         turn = self.wire["audio"]["input"]["turn_detection"]
         if turn is None:
@@ -248,6 +254,11 @@ class Settings:
         except ValidationError as error:
             raise_client_error(error, data)
         return self.updated(patch, has_spoken=False)
+
+    def with_describe(self, options: Mapping[str, Any]) -> Settings:
+        """The session after the user has changed describe mode by voice or key."""
+        omni = {**(self.omni or {}), "describe": dict(options)}
+        return Settings({**self.wire, "omni": omni}, self._config, self._voices)
 
     def _complete_detection(self, turn: dict[str, Any]) -> dict[str, Any]:
         """``turn`` with the defaults of its kind for what the client left out."""

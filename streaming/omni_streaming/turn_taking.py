@@ -24,6 +24,7 @@ from omni.types import (
     Done,
     Failed,
     Feed,
+    MediaPart,
     ScoreTurn,
     Speculate,
     TranscriptDelta,
@@ -52,8 +53,17 @@ class Speculation:
     response_id: str
     turn_id: str
     settings: ResponseSettings
+    shown: tuple[MediaPart, ...] = ()  # what the camera showed, before the turn's words
     outputs: list[ResponseOutput] = field(default_factory=list)
     is_dead: bool = False  # it failed; the turn will be answered the ordinary way
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A turn that has ended while its words, which decide what becomes of it, are not known."""
+
+    turn_id: str
+    speculation: Speculation | None  # confirmed, and perhaps not wanted
 
 
 class TurnTaking:
@@ -66,6 +76,7 @@ class TurnTaking:
         self._transcripts = Transcripts(session.emit, session.items)
         self._transcripts.options = session.settings.transcription
         self._speculation: Speculation | None = None
+        self._awaited: Awaited | None = None  # ended; its words decide who answers
         self._owed_turn_id: str | None = None  # ended while a response was active
         self._score_after_ms = 0
         self._audio_ms = session.now_ms  # when audio last came
@@ -177,7 +188,7 @@ class TurnTaking:
 
     def hold(self, output: ResponseOutput) -> bool:
         """Keep an output of the speculation; False when it is of another response."""
-        speculation = self._speculation
+        speculation = self._awaited.speculation if self._awaited else self._speculation
         if speculation is None or output.response_id != speculation.response_id:
             return False
         speculation.outputs.append(output)
@@ -185,6 +196,23 @@ class TurnTaking:
             isinstance(output, Done) and output.reason == "cancelled"
         )
         return True
+
+    def resolve(self, turn_id: str, text: str) -> None:
+        """The words of a turn are known: it was a command of describe mode, or is answered."""
+        awaited, session = self._awaited, self._session
+        if awaited is None or awaited.turn_id != turn_id:
+            return
+        self._awaited = None
+        speculation = awaited.speculation
+        is_command = bool(text.strip()) and session.describing.heard(text)
+        if is_command or not text.strip():
+            if speculation is not None:
+                self._queue.add(Cancel(session.session_id, speculation.response_id))
+            session.sync()
+            if not is_command and session.active is None:
+                session.answer_nothing(turn_id)
+        else:
+            self._answer(turn_id, speculation)
 
     # --- Time ------------------------------------------------------------------------------------
 
@@ -251,6 +279,8 @@ class TurnTaking:
     def _on_started(self) -> None:
         turn, detection = self._hearing.open_turn(), self._hearing.detection
         self._idle_since = None
+        self._forget_awaited()
+        self._session.describing.user_speaks(True)
         self._session.emit(events.speech_started(turn.id, _ms(turn.start)))
         if detection is not None and detection.interrupt_response:
             self._owed_turn_id = None
@@ -267,12 +297,15 @@ class TurnTaking:
         if detection.create_response and session.active is None and session.context_fits():
             session.sync()
             session.sync_now()
-            settings = session.settings.response()
-            speculation = Speculation(session.new_id("resp"), turn.id, settings)
+            settings = session.describing.answering(session.settings.response())
+            shown = session.describing.shown()
+            speculation = Speculation(session.new_id("resp"), turn.id, settings, shown)
             turn.is_held = True
             self._speculation = speculation
             self._queue.add(
-                Speculate(session.session_id, turn.id, speculation.response_id, settings.config)
+                Speculate(
+                    session.session_id, turn.id, speculation.response_id, settings.config, shown
+                )
             )
 
     def _on_stopped(self) -> None:
@@ -280,6 +313,7 @@ class TurnTaking:
         assert turn is not None
         assert detection is not None
         self._session.emit(events.speech_stopped(turn.id, _ms(self._hearing.position)))
+        self._session.describing.user_speaks(False)
         self._commit(turn, respond=detection.create_response)
 
     def _commit(self, turn: Turn, *, respond: bool) -> None:
@@ -295,22 +329,41 @@ class TurnTaking:
             if speculation is not None:
                 self._queue.add(Cancel(session.session_id, speculation.response_id))
             self._queue.add(Commit(session.session_id, turn.id))
-        content = Content("input_audio", None, turn.id, is_shown=False)
-        self._add(Item(turn.id, "message", "user", [content]))
+        shown = speculation.shown if speculation and is_confirmed else session.describing.shown()
+        content = [Content("input_image", None, media=part) for part in shown if respond]
+        content.append(Content("input_audio", None, turn.id, is_shown=False))
+        self._add(Item(turn.id, "message", "user", content))
         session.items.keep_audio(turn.id, turn.audio, INPUT_RATE_HZ)
         self._transcripts.commit(turn.id)
         if not respond:
             session.sync()
-        elif speculation is not None and is_confirmed:
-            session.begin(speculation.response_id, speculation.settings, turn.id)
-            for output in speculation.outputs:
-                session.apply(output)
-        elif session.active is not None:
-            self._owed_turn_id = turn.id
-        elif is_empty:
+        elif session.describing.is_on and not is_empty:
+            self._awaited = Awaited(turn.id, speculation if is_confirmed else None)
+        elif is_empty and session.active is None:
             session.answer_nothing(turn.id)
         else:
-            session.respond(session.settings.response(), None, turn.id)
+            self._answer(turn.id, speculation if is_confirmed else None)
+
+    def _answer(self, turn_id: str, speculation: Speculation | None) -> None:
+        """Answer a turn, by the ``speculation`` that was confirmed if there is one."""
+        session = self._session
+        if session.active is not None:  # a warning, or the user may not interrupt
+            self._owed_turn_id = turn_id
+            if speculation is not None:
+                self._queue.add(Cancel(session.session_id, speculation.response_id))
+        elif speculation is not None:
+            session.begin(speculation.response_id, speculation.settings, turn_id)
+            for output in speculation.outputs:
+                session.apply(output)
+        else:
+            settings = session.describing.answering(session.settings.response())
+            session.respond(settings, None, turn_id)
+
+    def _forget_awaited(self) -> None:
+        """The user goes on speaking before the words of the turn were known."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None and awaited.speculation is not None:
+            self._queue.add(Cancel(self._session.session_id, awaited.speculation.response_id))
 
     def _add(self, item: Item) -> None:
         """Announce an item of committed audio."""

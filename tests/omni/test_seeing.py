@@ -400,7 +400,7 @@ class Glances:
 
 def seen(outputs: list[Output]) -> dict[str, str]:
     return {
-        o.frame_id: (o.scene.main or "") if o.scene else o.reason
+        o.frame_id: (o.scene.main or "") if o.scene else f"{o.fault}: {o.reason}"
         for o in outputs
         if isinstance(o, Seen)
     }
@@ -413,7 +413,7 @@ def test_frames_are_seen_in_order_and_a_bad_one_loses_nothing() -> None:
         for name, data in (("a", b"1"), ("b", b"broken"), ("c", b"2")):
             assistant.submit(Look("s", name, data, 0))
             found |= seen(run(assistant))
-        assert found == {"a": "frame 1", "b": "it is damaged", "c": "frame 2"}
+        assert found == {"a": "frame 1", "b": "bad_picture: it is damaged", "c": "frame 2"}
 
 
 def test_frames_that_come_faster_than_they_are_seen_are_skipped_but_for_text() -> None:
@@ -431,7 +431,7 @@ def test_without_eyes_a_look_says_so() -> None:
     with tiny_assistant() as assistant:
         assistant.submit(Open("s", Conversation()))
         assistant.submit(Look("s", "a", b"1", 0))
-        assert "has no eyes" in seen(run(assistant))["a"]
+        assert "no_eyes" in seen(run(assistant))["a"]
 
 
 def test_given_words_are_spoken_as_they_are() -> None:

@@ -24,7 +24,9 @@ CHUNK_MS = 20
 README = (Path(__file__).parents[2] / "streaming" / "README.md").read_text(encoding="utf-8")
 _TABLE = README.split("### Server events")[1].split("### Session fields")[0]
 SERVER_EVENTS = set(
-    re.findall(r"`((?:session|input_audio_buffer|conversation|response)\.[a-z_.]+|error)`", _TABLE)
+    re.findall(
+        r"`((?:session|input_audio_buffer|conversation|response|omni)\.[a-z_.]+|error)`", _TABLE
+    )
 )
 """Server events that the README lists."""
 

@@ -1,0 +1,258 @@
+"""One session's camera: frames to looks, looks to the describer, its decisions to responses.
+
+Called by :mod:`omni_streaming.session` and :mod:`omni_streaming.turn_taking`; sans-I/O like them.
+What is worth saying is :mod:`omni_streaming.describe`'s business. Without ``session.omni.describe``
+nothing here does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from omni.types import Conversation as Context
+from omni.types import Look, MediaPart, Message, Say, Seen, TextPart
+from omni_streaming import events
+from omni_streaming.describe import Describer
+from omni_streaming.describe_settings import (
+    Action,
+    AskModel,
+    CommandName,
+    DescribeSettings,
+    LookForText,
+    Speech,
+    StopSpeaking,
+)
+from omni_streaming.describe_settings import Say as SayWords
+
+if TYPE_CHECKING:
+    from omni_streaming.response import Response
+    from omni_streaming.session import Session
+    from omni_streaming.settings import ResponseSettings
+
+MAX_OFFSET_DRIFT_MS = 1.0
+"""How much later a frame may come at best from one frame to the next: clocks drift apart."""
+
+KIND_KEY, FRAME_KEY = "omni_kind", "omni_frame_ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture of the camera; ``at_ms`` on the session's clock."""
+
+    frame_id: str
+    data: bytes
+    at_ms: int
+    taken_ms: float | None  # on the client's clock
+
+    def part(self) -> MediaPart:
+        """The frame inside a message."""
+        return MediaPart(self.frame_id, "image", self.data, is_small=True)
+
+
+class Describing:
+    """Describe mode of one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._describer: Describer | None = None
+        self._options: Mapping[str, Any] = {}
+        self._newest: Frame | None = None
+        self._waiting: Frame | None = None  # to be looked at next; older ones were dropped
+        self._looking: str | None = None  # frame that the assistant is looking at
+        self._wants_text = False
+        self._best_offset_ms: float | None = None  # our clock less the client's, at best
+        self._speech: Speech | None = None  # as last told to the describer
+        self._kinds: dict[str, Speech] = {}  # of responses that are under way or audible
+        self._audible: str | None = None  # response whose sound was sent last
+
+    @property
+    def is_on(self) -> bool:
+        return self._describer is not None
+
+    # --- The client ------------------------------------------------------------------------------
+
+    def configure(self, wire: Mapping[str, Any] | None) -> None:
+        """Take ``session.omni``: switch describe mode on or off, or change its options."""
+        options = (wire or {}).get("describe")
+        if options is None:
+            self._describer = None
+            self._newest = self._waiting = None
+            return
+        self._options = options
+        settings = DescribeSettings(**options)
+        if self._describer is None:
+            self._describer = Describer(settings, self._session.now_ms)
+        else:
+            self._describer.update(settings)
+        self._act()
+
+    def show(self, data: bytes, taken_ms: float | None) -> None:
+        """A frame has come; only the newest is worth a look."""
+        frame = Frame(self._session.new_id("frame"), data, self._time_of(taken_ms), taken_ms)
+        self._newest = self._waiting = frame
+        self._look()
+
+    def command(self, name: CommandName) -> None:
+        """A key or a button."""
+        if self._describer is not None:
+            self._describer.command(name, self._session.now_ms)
+            self._carry_out(name)
+
+    # --- The session -----------------------------------------------------------------------------
+
+    def take(self, seen: Seen) -> None:
+        """A look has ended."""
+        if seen.frame_id == self._looking:
+            self._looking = None
+            self._look()
+        describer = self._describer
+        if describer is None or seen.fault == "skipped":
+            return
+        if seen.scene is not None:
+            describer.see(seen.scene, self._session.now_ms)
+        elif seen.fault == "bad_picture":
+            self._session.emit(events.error(seen.reason, "invalid_value", param="image"))
+        else:
+            describer.failed_to_see(self._session.now_ms)
+        self._act()
+
+    def tick(self) -> None:
+        """Time has passed."""
+        if self._describer is not None:
+            self._tell_speech()
+            self._describer.tick(self._session.now_ms)
+            self._act()
+
+    def user_speaks(self, is_speaking: bool) -> None:
+        if self._describer is not None:
+            self._describer.user_speaks(is_speaking, self._session.now_ms)
+            self._act()
+
+    def heard(self, text: str) -> bool:
+        """What the user said to the assistant; True if it was a command, which needs no answer."""
+        if self._describer is None:
+            return False
+        name = self._describer.heard(text, self._session.now_ms)
+        if name is None:
+            return False
+        self._carry_out(name)
+        return True
+
+    def began(self, response: Response) -> None:
+        """A response of any kind begins."""
+        if self._describer is not None:
+            self._kinds[response.id] = _kind_of(response)
+
+    def sounded(self, response: Response) -> None:
+        """Sound of a response was sent."""
+        if self._describer is not None:
+            self._audible = response.id
+            self._tell_speech()
+
+    def shown(self) -> tuple[MediaPart, ...]:
+        """What stands before the words of a question: the newest picture."""
+        if self._describer is None or self._newest is None:
+            return ()
+        return (self._newest.part(),)
+
+    def answering(self, settings: ResponseSettings) -> ResponseSettings:
+        """``settings`` of an ordinary answer, marked in describe mode as what it is."""
+        if self._describer is None:
+            return settings
+        return replace(settings, metadata={**(settings.metadata or {}), KIND_KEY: "answer"})
+
+    # --- Inside ----------------------------------------------------------------------------------
+
+    def _time_of(self, taken_ms: float | None) -> int:
+        """When a frame was taken: the quickest one to come tells how the clocks differ."""
+        now_ms = self._session.now_ms
+        if taken_ms is None:
+            return now_ms
+        offset_ms = now_ms - taken_ms
+        best_ms = self._best_offset_ms
+        if best_ms is None or offset_ms < best_ms:
+            self._best_offset_ms = offset_ms
+        else:
+            self._best_offset_ms = min(best_ms + MAX_OFFSET_DRIFT_MS, offset_ms)
+        return round(min(taken_ms + self._best_offset_ms, now_ms))
+
+    def _look(self) -> None:
+        """Have the newest frame looked at, if nothing else is."""
+        frame = self._waiting
+        if frame is None or self._looking is not None:
+            return
+        self._waiting = None
+        self._looking = frame.frame_id
+        wants_text, self._wants_text = self._wants_text, False
+        self._session.queue.add(
+            Look(self._session.session_id, frame.frame_id, frame.data, frame.at_ms, wants_text)
+        )
+
+    def _tell_speech(self) -> None:
+        """Tell the describer what is heard from now on, if that has changed."""
+        session, describer = self._session, self._describer
+        assert describer is not None
+        is_heard = session.playback.is_audible and self._audible is not None
+        speech = self._kinds.get(self._audible or "", "assistant") if is_heard else None
+        if session.active is None and not is_heard:
+            self._kinds.clear()
+        if speech != self._speech:
+            self._speech = speech
+            describer.speaking(speech, session.now_ms)
+
+    def _carry_out(self, name: CommandName) -> None:
+        """What a command changes of the session itself, and what the describer wants of it."""
+        assert self._describer is not None
+        if name in ("quiet", "resume"):
+            self._options = {**self._options, "quiet": self._describer.is_quiet}
+            self._session.note_describe(self._options)
+        self._act()
+
+    def _act(self) -> None:
+        describer = self._describer
+        while describer is not None and (actions := describer.actions()):
+            for action in actions:
+                self._do(action)
+
+    def _do(self, action: Action) -> None:
+        session = self._session
+        if isinstance(action, LookForText):
+            self._wants_text = True
+            self._waiting = self._waiting or self._newest
+            self._look()
+            return
+        if isinstance(action, StopSpeaking):
+            session.fall_silent()
+            return
+        if session.now_ms > action.expires_at_ms:
+            return
+        if action.interrupts:
+            session.fall_silent()
+        elif session.active is not None:
+            return
+        metadata = {KIND_KEY: action.kind, FRAME_KEY: str(action.frame_at_ms)}
+        settings = replace(session.settings.response(), metadata=metadata)
+        if isinstance(action, SayWords):
+            response = session.begin(session.new_id("resp"), settings)
+            session.queue.add(Say(session.session_id, response.id, action.text, settings.config))
+        else:
+            self._ask(
+                action, replace(settings, config=replace(settings.config, tool_choice="none"))
+            )
+
+    def _ask(self, action: AskModel, settings: ResponseSettings) -> None:
+        """Have the model look at the newest picture."""
+        session = self._session
+        asked = Message("user", (*self.shown(), TextPart(action.prompt)))
+        context = session.items.render(session.settings.instructions, ())
+        messages = (*context.messages, asked)
+        session.respond(settings, Context(instructions=context.instructions, messages=messages))
+
+
+def _kind_of(response: Response) -> Speech:
+    """What the describer calls it; an ordinary answer has no frame."""
+    metadata = response.settings.metadata or {}
+    kind: Any = metadata.get(KIND_KEY) if FRAME_KEY in metadata else "assistant"
+    return cast(Speech, kind)

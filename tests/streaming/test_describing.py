@@ -1,0 +1,311 @@
+"""Describe mode of a session: frames, descriptions, warnings, questions, commands by voice."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from omni.scripted import Answer, Script
+from omni.types import Cancel, Look, MediaPart, Respond, Say, Scene, Seen, Speculate, Thing
+from tests.streaming.driver import Driver, of_type, silence, speak, tone, types, words
+
+CHAIR = Thing(label="chair", confidence=0.9, box=(0.4, 0.4, 0.6, 0.9), distance_m=2.0, track_id=1)
+DOG = Thing(label="dog", confidence=0.9, box=(0.1, 0.5, 0.3, 0.9), distance_m=3.0, track_id=2)
+CAR = Thing(
+    label="car",
+    confidence=0.9,
+    box=(0.3, 0.2, 0.7, 0.9),
+    distance_m=2.0,
+    track_id=3,
+    approach_per_s=0.8,
+    num_frames=4,
+)
+ROOM = Scene(at_ms=0, things=(CHAIR,))
+
+
+def jpeg(grey: int = 90) -> bytes:
+    return cv2.imencode(".jpg", np.full((48, 64, 3), grey, np.uint8))[1].tobytes()
+
+
+FRAME = base64.b64encode(jpeg()).decode()
+
+
+class Camera(Driver):
+    """A client in describe mode whose camera sends four frames a second."""
+
+    def __init__(self, *scenes: Scene, script: Script | None = None, **describe: Any) -> None:
+        super().__init__(script or Script(scenes=scenes))
+        self.send("session.update", session={"type": "realtime", "omni": {"describe": describe}})
+
+    def watch(self, ms: int, every_ms: int = 250) -> list[dict[str, Any]]:
+        """Show the camera for so long; what it causes."""
+        first = len(self.events)
+        for _ in range(ms // every_ms):
+            self.send("omni.frame.append", image=FRAME, taken_ms=self.now_ms)
+            self.finish()
+            self.wait(every_ms)
+        return self.events[first:]
+
+    def kinds(self) -> list[str]:
+        """``omni_kind`` of every response so far."""
+        created = of_type(self.events, "response.created")
+        return [(e["response"]["metadata"] or {}).get("omni_kind", "") for e in created]
+
+    def said(self) -> list[str]:
+        return [command.text for command in self.commands_of(Say)]
+
+
+# --- Ordinary clients ------------------------------------------------------------------------
+
+
+def test_ordinary_clients_never_notice() -> None:
+    driver = Driver(Script(scenes=(ROOM,)))
+    assert "omni" not in driver.events[0]["session"]
+    updated = driver.send("session.update", session={"type": "realtime", "instructions": "Hi."})
+    assert "omni" not in updated[0]["session"]
+    for event in ({"type": "omni.frame.append", "image": FRAME}, {"type": "omni.describe.command"}):
+        kind = event.pop("type")
+        extra = {"command": "front"} if "command" in kind else {}
+        error = driver.send(kind, **event, **extra)[0]["error"]
+        assert "needs describe mode" in error["message"]
+    speak(driver)
+    driver.finish()
+    created = of_type(driver.events, "response.created")
+    assert created[0]["response"]["metadata"] is None
+    assert not driver.commands_of(Look, Say)
+
+
+def test_the_options_are_echoed_as_sent_and_merge() -> None:
+    camera = Camera(ROOM, verbosity="brief")
+    omni = camera.events[-1]["session"]["omni"]
+    assert omni == {"describe": {"verbosity": "brief"}}
+    patch = {"type": "realtime", "omni": {"describe": {"units": "steps"}}}
+    omni = camera.send("session.update", session=patch)[-1]["session"]["omni"]
+    assert omni == {"describe": {"verbosity": "brief", "units": "steps"}}
+    off = {"type": "realtime", "omni": {"describe": None}}
+    assert camera.send("session.update", session=off)[-1]["session"]["omni"] == {"describe": None}
+    error = camera.send("omni.frame.append", image=FRAME)[0]["error"]
+    assert "needs describe mode" in error["message"]
+
+
+def test_an_unknown_option_is_an_error() -> None:
+    driver = Driver()
+    patch = {"type": "realtime", "omni": {"describe": {"verbosty": "brief"}}}
+    error = driver.send("session.update", session=patch)[0]["error"]
+    assert error["param"] == "session.omni.describe.verbosty"
+
+
+# --- Describing ------------------------------------------------------------------------------
+
+
+def test_a_static_scene_is_described_once_as_an_item_of_the_conversation() -> None:
+    camera = Camera(ROOM)
+    camera.watch(60_000)
+    assert camera.kinds() == ["framing", "change"]
+    notice, overview = camera.said()
+    assert "mobility aid" in notice
+    assert "chair" in overview
+    done = of_type(camera.events, "response.done")
+    assert [e["response"]["status"] for e in done] == ["completed"] * 2
+    assert done[1]["response"]["output"][0]["content"][0]["transcript"] == overview
+    camera.send("response.create")
+    context = camera.commands_of(Respond)[-1]
+    camera.finish()
+    assert context.conversation is None
+    assert [m.parts[0].text for m in camera.session.items.render("", ()).messages[:2]] == [  # type: ignore[union-attr]
+        notice,
+        overview,
+    ]
+
+
+def test_a_warning_ends_what_is_being_said_and_comes_at_once() -> None:
+    camera = Camera(ROOM, ROOM, ROOM, Scene(at_ms=0, things=(CHAIR, CAR)))
+    camera.say("Tell me a long story.")
+    camera.send("response.create")
+    camera.step(3)
+    story = camera.session.active
+    assert story is not None
+    first = len(camera.events)
+    for _ in range(5):
+        camera.send("omni.frame.append", image=FRAME, taken_ms=camera.now_ms)
+        camera.step(1)
+        camera.wait(120)
+    events = camera.events[first:]
+    kinds = types(events)
+    at = kinds.index("omni.output_audio.stop")
+    assert "response.done" in kinds[at:]
+    assert kinds.index("response.created") > at
+    cancelled = of_type(events, "response.done")[0]["response"]
+    assert (cancelled["id"], cancelled["status"]) == (story.id, "cancelled")
+    assert camera.kinds()[-1] == "hazard"
+    assert "car" in camera.said()[-1].lower()
+    camera.finish()
+    assert of_type(camera.events, "response.done")[-1]["response"]["status"] == "completed"
+
+
+def test_only_the_newest_frame_waits_while_one_is_looked_at() -> None:
+    camera = Camera(ROOM)
+    for number in range(5):
+        camera.send("omni.frame.append", image=FRAME, taken_ms=number)
+    (look,) = camera.commands_of(Look)
+    camera.step(1)
+    looks = camera.commands_of(Look)
+    assert len(looks) == 2
+    assert looks[1].frame_id != look.frame_id
+    assert looks[1].at_ms <= camera.now_ms
+
+
+def test_a_frame_is_as_old_as_the_clients_clock_says() -> None:
+    camera = Camera(ROOM)
+    camera.send("omni.frame.append", image=FRAME, taken_ms=5_000.0)
+    camera.step(1)
+    camera.now_ms += 3_000
+    camera.send("omni.frame.append", image=FRAME, taken_ms=6_000.0)  # two seconds on its way
+    first, second = camera.commands_of(Look)
+    assert second.at_ms - first.at_ms == pytest.approx(1_000, abs=2)
+
+
+@pytest.mark.parametrize("image", ["", "%%%", base64.b64encode(b"text").decode(), FRAME[:40]])
+def test_a_bad_frame_is_one_error_and_the_next_is_seen(image: str) -> None:
+    camera = Camera(ROOM)
+    error = camera.send("omni.frame.append", image=image)[0]["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "image")
+    camera.watch(3_000)
+    assert camera.kinds() == ["framing"]
+
+
+def test_a_frame_that_cannot_be_decoded_is_reported_once_it_was_tried() -> None:
+    camera = Camera(ROOM)
+    camera.send("omni.frame.append", image=FRAME)
+    (look,) = camera.commands_of(Look)
+    camera.assistant.step()
+    camera.handle(Seen("sess_1", look.frame_id, None, "bad_picture", "the JPEG is damaged"))
+    assert of_type(camera.events, "error")[-1]["error"]["message"] == "the JPEG is damaged"
+
+
+def test_without_eyes_the_user_is_told() -> None:
+    camera = Camera()
+    camera.watch(12_000)
+    assert any("detector is not working" in text for text in camera.said())
+
+
+# --- Questions and commands ------------------------------------------------------------------
+
+
+def asked(camera: Camera, text: str) -> list[dict[str, Any]]:
+    """The user says ``text`` aloud."""
+    first = len(camera.events)
+    camera.audio(tone(900) + silence(900), steps=1)
+    camera.finish()
+    camera.wait(200)
+    camera.finish()
+    return camera.events[first:]
+
+
+def scripted(*heard: str) -> Script:
+    return Script(transcripts=heard, scenes=(ROOM,), answers=(Answer(text="It is a chair."),))
+
+
+def test_a_spoken_question_is_answered_about_the_newest_frame() -> None:
+    camera = Camera(script=scripted("What is this?"))
+    camera.watch(8_000)
+    events = asked(camera, "What is this?")
+    created = of_type(events, "response.created")[0]["response"]
+    assert created["metadata"] == {"omni_kind": "answer"}
+    guess = camera.commands_of(Speculate)[-1]
+    (part,) = guess.shown
+    assert isinstance(part, MediaPart)
+    assert part.data == jpeg()
+    item = of_type(events, "conversation.item.added")[0]["item"]
+    assert [c["type"] for c in item["content"]] == ["input_image", "input_audio"]
+    assert of_type(events, "response.done")[-1]["response"]["status"] == "completed"
+    message = camera.session.items.render("", ()).messages[-2]
+    assert message.parts[0] == part
+
+
+@pytest.mark.parametrize(
+    ("heard", "expected"),
+    [
+        ("What is in front of me?", "chair"),
+        ("Please repeat that.", "I said"),
+        ("Be quiet.", "I will be quiet"),
+    ],
+)
+def test_a_spoken_command_is_carried_out_instead_of_answered(heard: str, expected: str) -> None:
+    camera = Camera(script=scripted(heard))
+    camera.watch(10_000)
+    before = len(camera.said())
+    events = asked(camera, heard)
+    kinds = [
+        (e["response"]["metadata"] or {}).get("omni_frame_ms")
+        for e in of_type(events, "response.created")
+    ]
+    assert len(kinds) == 1
+    assert kinds[0] is not None, "the model answered a command"
+    assert expected in camera.said()[before]
+    guesses = {c.response_id for c in camera.commands_of(Speculate)}
+    assert guesses <= {c.response_id for c in camera.commands_of(Cancel)}
+
+
+def test_quiet_by_voice_is_shown_in_the_session() -> None:
+    camera = Camera(script=scripted("Be quiet."))
+    camera.watch(10_000)
+    events = asked(camera, "Be quiet.")
+    (updated,) = of_type(events, "session.updated")
+    assert updated["session"]["omni"]["describe"]["quiet"] is True
+    camera.send("omni.describe.command", command="resume")
+    assert of_type(camera.events, "session.updated")[-1]["session"]["omni"]["describe"] == {
+        "quiet": False
+    }
+
+
+def test_a_key_does_what_the_voice_does_and_stop_silences() -> None:
+    camera = Camera(ROOM)
+    camera.watch(10_000)
+    camera.send("omni.describe.command", command="front")
+    assert "chair" in camera.said()[-1]
+    camera.step(2)
+    events = camera.send("omni.describe.command", command="stop")
+    assert types(events)[0] == "omni.output_audio.stop"
+    assert of_type(events, "response.done")[0]["response"]["status"] == "cancelled"
+
+
+def test_text_is_looked_for_when_asked() -> None:
+    camera = Camera(ROOM)
+    camera.watch(10_000)
+    camera.send("omni.describe.command", command="read")
+    camera.finish()
+    assert camera.commands_of(Look)[-1].wants_text
+
+
+def test_a_turn_without_words_gets_an_empty_answer() -> None:
+    camera = Camera(script=Script(transcripts=("",), scenes=(ROOM,)))
+    camera.watch(8_000)
+    events = asked(camera, "")
+    done = of_type(events, "response.done")
+    assert [e["response"]["output"] for e in done] == [[]]
+
+
+def test_a_warning_during_a_question_leaves_the_question_answered() -> None:
+    scenes = (ROOM,) * 8 + (Scene(at_ms=0, things=(CHAIR, CAR)),)
+    script = Script(
+        transcripts=("What is this?",), scenes=scenes, answers=(Answer(text="A chair."),)
+    )
+    camera = Camera(script=script)
+    camera.watch(2_000)
+    camera.audio(words(800), steps=1)
+    for _ in range(6):
+        camera.send("omni.frame.append", image=FRAME, taken_ms=camera.now_ms)
+        camera.step(1)
+        camera.audio(words(192), steps=1)
+    assert "hazard" in camera.kinds()
+    camera.audio(silence(1_200), steps=1)
+    camera.finish()
+    camera.wait(4_000)
+    camera.finish()
+    assert camera.kinds()[:3] == ["framing", "hazard", "answer"]
+    assert of_type(camera.events, "response.done")[-1]["response"]["status"] == "completed"
