@@ -46,6 +46,9 @@ examples:
 
 KEY_VARIABLE = "OMNI_API_KEY"
 
+CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv")
+"""Files that Docker and Podman put into every container."""
+
 WARNING = (
     "Browsers warn that the connection is not private, because no authority vouches for this "
     "certificate: open the certificate from the warning, compare its SHA-256 fingerprint with the "
@@ -178,7 +181,9 @@ def how_to_reach(config: Config, listener: Listener) -> Iterator[str]:
 
     if not is_loopback(config.server.host):
         is_any = config.server.host in ("0.0.0.0", "::")
-        hosts = local_addresses() if is_any else [config.server.host]
+        # Nobody outside reaches a container at the addresses that it has inside.
+        is_inside = any(map(os.path.exists, CONTAINER_MARKS))
+        hosts = ([] if is_inside else local_addresses()) if is_any else [config.server.host]
         if config.server.host == "0.0.0.0":
             hosts = [host for host in hosts if ":" not in host]
         if hosts:

@@ -38,9 +38,9 @@ MAX_PICTURES = 32
 """As many as a Realtime session keeps."""
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256
-MAX_BYTES_PER_TOKEN = 32
-"""Text longer than this for every token of the context is refused without counting its tokens:
-that would hold up other sessions. Ordinary text has 3 to 5."""
+MAX_BYTES_PER_TOKEN = 8
+"""Text longer than this for every token of the context is refused without counting its tokens: to
+count those of 256 KiB holds up other sessions for half a second. Ordinary text has 2 to 5."""
 
 DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
 """Stands in for a system message: the server's own instructions are for answers that are heard."""

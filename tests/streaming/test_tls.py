@@ -309,6 +309,18 @@ def test_the_key_is_shown_on_a_terminal_and_never_written_to_a_log(
     assert lines_of(Config(), True, monkeypatch) == []
 
 
+def test_an_address_of_this_machine_is_named_unless_it_is_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(home=str(tmp_path), server=ServerConfig(host="0.0.0.0", api_key="k"))
+    mark = tmp_path / "mark"
+    monkeypatch.setattr("omni.cli.serve.CONTAINER_MARKS", (str(mark),))
+    monkeypatch.setattr("omni_streaming.tls.local_addresses", lambda: ["2001:db8::5", "192.0.2.5"])
+    assert "http://192.0.2.5:" in lines_of(config, True, monkeypatch)[0]
+    mark.touch()
+    assert len(lines_of(config, True, monkeypatch)) == 1  # about https alone
+
+
 def test_omni_serves_over_https_with_a_certificate_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "omni", "serve", "--scripted", "--port", "0"]
     command += ["--tls", "self-signed", "--set", f"home={tmp_path}"]
