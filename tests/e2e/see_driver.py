@@ -215,6 +215,7 @@ def open_page(page: Page, url: str, *, settings: dict[str, Any] | None = None) -
 
 def start(page: Page, sight: Describing, url: str, **settings: Any) -> None:
     """Open the page and press Start; returns once it is connected and listens."""
+    sight.refuses = None
     sight.received.clear()
     open_page(page, url, settings=settings)
     page.press(ENTER)

@@ -162,7 +162,7 @@ def test_single_keys_can_be_switched_off_but_escape_still_stops(sight: Sight) ->
     until(page, lambda: server.commands == ["stop", "repeat"])
 
 
-def test_stop_key_silences_at_once_and_takes_back_what_was_not_heard(sight: Sight) -> None:
+def test_stop_key_silences_at_once(sight: Sight) -> None:
     page, server, url = sight
     start(page, server, url)
     until(page, lambda: len(server.of("session.update")) == 1)
@@ -173,8 +173,30 @@ def test_stop_key_silences_at_once_and_takes_back_what_was_not_heard(sight: Sigh
     page.press(ESCAPE)
     page.wait(lambda p: not p.sound[-1]["isAudible"])
     assert page.sound[-1]["at"] - page.js("return pressedAt") <= 200
-    until(page, lambda: server.of("conversation.item.truncate"))
-    assert server.commands == ["stop"]
+    until(page, lambda: server.commands == ["stop"])
+    assert not server.of("response.cancel"), "the command ends the answer"
+    assert page.wait(lambda p: p.text(".unheard")).endswith("on and on.")
+
+
+def test_server_can_silence_what_waits_to_be_played(sight: Sight) -> None:
+    page, server, url = sight
+    start(page, server, url)
+    page.wait(lambda p: p.sound and not p.sound[-1]["isAudible"])
+    server.say("change", "A long description that goes on and on.", sound_s=8)
+    page.wait(lambda p: p.phase == "speaking" and p.sound[-1]["isAudible"])
+    server.send({"type": "omni.output_audio.stop"})
+    page.wait(lambda p: not p.sound[-1]["isAudible"] and p.phase == "listening")
+
+
+def test_quiet_asked_for_by_voice_is_shown(sight: Sight) -> None:
+    page, server, url = sight
+    start(page, server, url)
+    assert page.text("#quiet-label") == "Quiet"
+    server.session["omni"]["describe"]["quiet"] = True
+    server.send({"type": "session.updated", "session": server.session})
+    page.wait(lambda p: p.text("#quiet-label") == "Resume")
+    page.press("q")
+    until(page, lambda: server.commands == ["resume"])
 
 
 def test_hazard_silences_what_is_being_said_and_is_heard_whole(sight: Sight) -> None:
@@ -408,8 +430,13 @@ def test_refused_camera_and_microphone_leave_keys_and_buttons(tmp_path: Path) ->
         assert "microphone was refused" in page.text("#announcer")
         assert page.text("#camera-state") == "No camera (denied)"
         assert server.session["omni"]["describe"] is None
+        server.begin("answer", "A long answer that goes on and on.", sound_s=8)
+        page.wait(lambda p: p.phase == "speaking")
         page.press(ESCAPE)
-        until(page, lambda: server.commands == ["stop"])
+        until(page, lambda: server.of("conversation.item.truncate"))
+        assert server.commands == [], "there is nothing described"
+        assert server.of("response.cancel")
+        assert page.events("omni.frame.append", "out") == []
 
 
 def test_no_camera_at_all_is_told_with_what_to_do(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ export class Sentences {
     this.rest += piece;
     const found = [];
     for (;;) {
-      const end = this.rest.match(/[.!?…]+["'”’)\]]*\s+(?=\S)/);
+      const end = this.rest.match(/[.!?…]+["'”’)\]]*\s+(?=[^\sa-z])/); // “Stop!” says the sign
       if (end === null) return found;
       found.push(this.rest.slice(0, end.index + end[0].length).trim());
       this.rest = this.rest.slice(end.index + end[0].length);

@@ -39,6 +39,7 @@ export class Sight extends Conversation {
 
   reset() {
     super.reset();
+    this.isDescribing = false; // at the server
     this.kinds = new Map(); // response id -> omni_kind
     this.kindOf = new Map(); // item id -> omni_kind
     this.sentences = new Map(); // item id -> Sentences
@@ -59,6 +60,7 @@ export class Sight extends Conversation {
   }
 
   sendFrame(image, takenMs) {
+    if (!this.isDescribing) return;
     this.realtime.send({ type: "omni.frame.append", image, taken_ms: takenMs });
   }
 
@@ -68,8 +70,11 @@ export class Sight extends Conversation {
 
   /** Silence now; what was not heard is taken out of the conversation. */
   async stopSpeaking() {
+    if (!this.isDescribing) return this.interrupt();
+    this.player?.stop(); // at once; the server ends the answer and knows what was heard
+    this.isWaiting = false;
     this.command("stop");
-    await this.interrupt();
+    this.handlers.onChange();
   }
 
   /** The user’s turn begins by hand. */
@@ -101,10 +106,14 @@ export class Sight extends Conversation {
     super.receive(event);
     switch (event.type) {
       case "session.updated": {
-        const quiet = event.session.omni?.describe?.quiet;
-        if (quiet !== undefined) this.handlers.onQuiet(quiet);
+        const describe = event.session.omni?.describe ?? null;
+        this.isDescribing = describe !== null;
+        if (describe !== null) this.handlers.onQuiet(describe.quiet); // by voice, perhaps
         break;
       }
+      case "omni.output_audio.stop":
+        this.player?.stop(); // something is more urgent
+        break;
       case "input_audio_buffer.committed":
         this.view.addTurn(event.item_id, "user");
         break;

@@ -7,7 +7,7 @@ import { Earcons } from "./earcons.js";
 import { Frames } from "./frames.js";
 import { Microphone, MicrophoneError } from "./microphone.js";
 import { Player, SoundError } from "./player.js";
-import { BAD_KEY } from "./realtime.js";
+import { BAD_KEY, takeKey } from "./realtime.js";
 import { wire } from "./see-controls.js";
 import { NO_DESCRIBING, Sight } from "./see-conversation.js";
 import { Settings } from "./see-settings.js";
@@ -49,7 +49,8 @@ class App {
       onHazard: () => this.earcons.play("hazard"),
       onHazardWords: (words) => this.warn(words),
       onQuiet: (isQuiet) => {
-        this.isQuiet = isQuiet;
+        this.isQuiet = isQuiet ?? false;
+        this.refresh();
       },
     });
     this.camera = new Camera(byId("preview"), {
@@ -60,7 +61,7 @@ class App {
       bufferedBytes: () => this.conversation.bufferedBytes,
       send: (image, takenMs) => this.conversation.sendFrame(image, takenMs),
     });
-    this.key = "";
+    this.key = takeKey();
     this.microphone = null;
     this.isStarted = false;
     this.hasStarted = false; // once, in this visit
@@ -191,7 +192,7 @@ class App {
 
   /** Without a camera the server has nothing to describe, and would miss it aloud. */
   tellCamera() {
-    if (this.conversation.isConnected) this.conversation.update();
+    this.conversation.update();
     this.refresh();
   }
 
