@@ -228,7 +228,7 @@ class Describer:
             self._describe(budget, now)
 
     def _describe(self, budget: int, now: int) -> None:
-        news = self._memory.news(self._settings.verbosity)
+        news = self._memory.news(self._settings.verbosity, now)
         visible = self._memory.visible()
         if self._is_new_place(news, visible, now):
             self._say_overview(visible, budget, now)

@@ -31,6 +31,8 @@ SAME_PLACE_IOU, TWIN_IOU = 0.3, 0.6
 SAME_PLACE_SHIFT = 0.12
 STEADY = 0.6
 """Of the pictures since it was first found: what is found more rarely is noise."""
+STILL_THERE = 0.25
+"""Confidence that continues a thing which was found before; a new one needs DOUBTFUL."""
 LABEL_LOOKS = 5
 """Pictures in a row under another name before that name is believed."""
 
@@ -94,7 +96,7 @@ class SceneMemory:
 
     def see(self, things: Iterable[Thing], now_ms: int, *, is_moving: bool) -> None:
         """Take the things of a clear picture; ``is_moving`` is whether the camera does."""
-        rest = [thing for thing in things if thing.confidence >= DOUBTFUL]
+        rest = [thing for thing in things if thing.confidence >= STILL_THERE]
         if len(rest) > MAX_THINGS:
             rest = sorted(rest, key=importance)[:MAX_THINGS]
         free = set(self.entities)
@@ -108,6 +110,7 @@ class SceneMemory:
             is_over = now_ms - entity.last_ms >= GONE_MS and entity.missed_looks >= GONE_LOOKS
             if entity.gone_ms is None and is_over:
                 entity.gone_ms = now_ms
+        self._recognise()
         for entity in self.entities:
             if is_moving:
                 entity.known_x = entity.thing.centre_x  # the camera moved, not the thing
@@ -148,18 +151,36 @@ class SceneMemory:
         return [thing for index, thing in enumerate(things) if index not in taken]
 
     def _take_new(self, thing: Thing, free: set[Entity], now_ms: int) -> None:
-        """A thing without a past: a twin, somebody lost who is back, or indeed new."""
+        """A thing without a past: the twin of another, or new as far as one can tell yet."""
         word = noun(thing.label)
-        alike = [one for one in self.entities if one.word == word]
-        if any(one not in free and _iou(thing.box, one.thing.box) >= TWIN_IOU for one in alike):
-            return
-        lost = [one for one in alike if one in free]
-        if lost:
-            entity = min(lost, key=lambda one: abs(one.thing.centre_x - thing.centre_x))
-            free.discard(entity)
-            _continue(entity, thing, now_ms)
-        elif len(self.entities) < MAX_ENTITIES:
+        for one in self.entities:
+            is_here = one not in free and one.word == word
+            if is_here and _iou(thing.box, one.thing.box) >= TWIN_IOU:
+                return
+        if thing.confidence >= DOUBTFUL and len(self.entities) < MAX_ENTITIES:
             self.entities.append(Entity(thing, now_ms, now_ms, thing.confidence))
+
+    def _recognise(self) -> None:
+        """Who came as somebody alike went unannounced is the same one, on another track."""
+        for new in [one for one in self.entities if not one.is_known and one.missed_looks == 0]:
+            lost = [
+                one
+                for one in self.entities
+                if one.is_known and one.gone_ms is not None and one.word == new.word
+            ]
+            if lost:
+                old = min(lost, key=lambda one: abs(one.thing.centre_x - new.thing.centre_x))
+                new.is_known, new.is_told, new.known_x = True, old.is_told, old.known_x
+                self.entities.remove(old)
+
+    def _may_be_somebody_else(self, entity: Entity, now_ms: int) -> bool:
+        """One alike is missing, and it is too early to tell whether this is that one."""
+        num_looks = entity.num_seen + entity.num_missed
+        is_early = now_ms - entity.first_ms < SETTLE_MS + GONE_MS or num_looks < GONE_LOOKS + 2
+        return is_early and any(
+            one.is_known and one.missed_looks > 0 and one.word == entity.word
+            for one in self.entities
+        )
 
     # --- What the user should know ---------------------------------------------------------------
 
@@ -167,7 +188,7 @@ class SceneMemory:
         """What is there, settled."""
         return [one for one in self.entities if one.is_visible and one.is_settled()]
 
-    def news(self, verbosity: Literal["brief", "normal", "detailed"]) -> list[Entity]:
+    def news(self, verbosity: Literal["brief", "normal", "detailed"], now_ms: int) -> list[Entity]:
         """What came and is worth a word."""
         return [
             one
@@ -176,6 +197,7 @@ class SceneMemory:
             and one.missed_looks == 0
             and one.is_settled()
             and _matters(one, verbosity)
+            and not self._may_be_somebody_else(one, now_ms)
         ]
 
     def departures(self, now_ms: int, moved_ms: int) -> list[Entity]:

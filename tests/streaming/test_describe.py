@@ -72,6 +72,20 @@ def test_somebody_who_walks_across_is_told() -> None:
     assert world.said()[2:] == ["The person is now on the right, about 3 metres."]
 
 
+def test_somebody_on_another_track_elsewhere_has_moved_and_not_come() -> None:
+    """Trackers lose who walks fast: neither "gone" nor "appeared" may come of it."""
+    world = settled()
+    world.show(scene(ROOM.things[0], thing("person", 0.92, track=9, metres=3.0)), 15_000)
+    assert world.said()[2:] == ["The person is now on the right, about 3 metres."]
+
+
+def test_a_second_of_a_kind_is_news_even_while_the_first_blinks() -> None:
+    world = settled()
+    two = (*ROOM.things, thing("person", 0.92, track=9, metres=3.0))
+    world.run(10_000, lambda now_ms: scene(*(two if now_ms % 1_000 else two[:1] + two[2:])))
+    assert world.said()[2:] == ["A person has appeared on the right, about 3 metres."]
+
+
 def test_turning_the_camera_is_no_departure() -> None:
     world = settled()
     world.show(scene(motion=0.8), 2_000)
