@@ -6,10 +6,13 @@ Called where a clip is part of a conversation; long files are read elsewhere, pi
 from __future__ import annotations
 
 import io
+import math
+import struct
 from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from omni.errors import CancelledError, InputError
 from omni_encoders.video import Frame, sampled_frames
@@ -17,6 +20,12 @@ from omni_encoders.vision import StopCheck
 
 MAX_CLIP_S = 60.0
 """A minute: at two frames a second more than a context wants to hold."""
+
+MAX_CLIP_PIXELS = 64 * 2**20
+"""Kept of all frames together, 200 MB: a minute in 4K would be 3 GB, and far less is seen of it."""
+
+MAX_FRAME_PIXELS = 64 * 2**20
+"""Of one frame as stored; a decoder holds several."""
 
 
 def read_clip(data: bytes, should_stop: StopCheck = lambda: False) -> list[Frame]:
@@ -27,11 +36,13 @@ def read_clip(data: bytes, should_stop: StopCheck = lambda: False) -> list[Frame
         CancelledError: ``should_stop()`` became true between two frames.
     """
     try:
-        opened: Any = av.open(io.BytesIO(data))  # an InputContainer: the file is read
+        # An InputContainer: the file is read. Titles may be in any old encoding.
+        opened: Any = av.open(io.BytesIO(data), metadata_errors="replace")
         with opened as container:
             if not container.streams.video:
                 raise InputError("the file has sound but no video")
             stream = container.streams.video[0]
+            _check_codec(stream.codec_context)
             times = _times_s(container, stream)
             wanted = [times[i] for i in sampled_frames(len(times), _rate(times))]
             container.seek(0)
@@ -43,13 +54,25 @@ def read_clip(data: bytes, should_stop: StopCheck = lambda: False) -> list[Frame
                 if len(frames) == len(wanted):
                     break
                 if frame.time is not None and frame.time >= wanted[len(frames)]:
-                    pixels = np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
+                    pixels = _pixels(frame, MAX_CLIP_PIXELS // len(wanted))
                     frames.append(Frame(pixels=pixels, at_ms=1000 * (frame.time - times[0])))
     except av.FFmpegError as error:
         raise InputError(f"the video cannot be decoded: {error.strerror}") from error
     if not frames:
         raise InputError("the video is damaged: none of its frames can be decoded")
     return frames
+
+
+def _check_codec(codec: av.VideoCodecContext | None) -> None:
+    """See that frames can be decoded and are not too large, now or when their size changes."""
+    if codec is None:
+        raise InputError("the video cannot be decoded: its format is not known")
+    if codec.width * codec.height > MAX_FRAME_PIXELS:
+        raise InputError(
+            f"the video has {codec.width}x{codec.height} pixels, expected at most "
+            f"{MAX_FRAME_PIXELS:,}; reduce it"
+        )
+    codec.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
 
 
 def _times_s(container: Any, stream: Any) -> list[float]:
@@ -60,7 +83,8 @@ def _times_s(container: Any, stream: Any) -> list[float]:
         raise InputError("the video has no frame")
     if times[-1] - times[0] > MAX_CLIP_S:
         raise InputError(
-            f"the video is {times[-1] - times[0]:.0f} s long, expected at most {MAX_CLIP_S:.0f} s"
+            f"the video is {math.ceil(times[-1] - times[0])} s long, "
+            f"expected at most {MAX_CLIP_S:.0f} s"
         )
     return times
 
@@ -68,3 +92,19 @@ def _times_s(container: Any, stream: Any) -> list[float]:
 def _rate(times: list[float]) -> float:
     """Frames a second; 1 for a single frame."""
     return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
+
+
+def _pixels(frame: av.VideoFrame, max_pixels: int) -> NDArray[np.uint8]:
+    """``frame`` upright, RGB [H, W, 3], reduced where it has more than ``max_pixels``."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer
+    scale = math.sqrt(max_pixels / (frame.width * frame.height))
+    if scale < 1:
+        width, height = (max(1, int(side * scale)) for side in (frame.width, frame.height))
+        frame = frame.reformat(width, height, "rgb24", interpolation="AREA")
+    pixels = frame.to_ndarray(format="rgb24")
+    if matrix is not None:  # how the camera was held: 9 numbers, rows [a b u], [c d v], [x y w]
+        a, b, _, c, d = struct.unpack_from("=5i", matrix)
+        if abs(b) > abs(a):  # stored on its side
+            pixels, d, a = pixels.swapaxes(0, 1), b, c
+        pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return np.ascontiguousarray(pixels)
