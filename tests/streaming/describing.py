@@ -226,3 +226,14 @@ class World:
             start = end - window_ms
             worst = max(worst, sum(max(0, min(e, end) - max(b, start)) for b, e in times))
         return worst / window_ms
+
+
+ROOM = scene(thing("chair", 0.2, track=1, metres=2.0), thing("person", 0.5, track=2, metres=3.0))
+
+
+def settled(seen: Scene = ROOM, settings: DescribeSettings | None = None) -> World:
+    """A world whose first descriptions are over."""
+    world = World(settings or DescribeSettings())
+    world.show(seen, 20_000)
+    assert world.is_silent
+    return world

@@ -7,8 +7,6 @@ from omni_encoders.wording import num_words
 from omni_streaming.describe import Describer
 from omni_streaming.describe_settings import (
     NOTICE,
-    SEEING_AGAIN,
-    STOPPED,
     AskModel,
     DescribeSettings,
     LookForText,
@@ -17,19 +15,10 @@ from omni_streaming.describe_settings import (
 )
 
 from omni.types import Scene
-from tests.streaming.describing import World, at, scene, sign, thing
+from tests.streaming.describing import ROOM, World, at, scene, settled, sign, thing
 
-ROOM = scene(thing("chair", 0.2, track=1, metres=2.0), thing("person", 0.5, track=2, metres=3.0))
 EMPTY = scene()
 HEARING = ("change", "framing")
-
-
-def settled(seen: Scene = ROOM, settings: DescribeSettings | None = None) -> World:
-    """A world whose first descriptions are over."""
-    world = World(settings or DescribeSettings())
-    world.show(seen, 20_000)
-    assert world.is_silent
-    return world
 
 
 # --- Changes only --------------------------------------------------------------------------------
@@ -459,54 +448,3 @@ def test_a_model_that_sees_is_asked_for_overviews_but_never_for_warnings() -> No
     assert isinstance(answer, AskModel)
     world.show(scene(*ROOM.things, CAR), 200)
     assert world.said("hazard") == ["Car approaching, on the left!"]
-
-
-# --- The camera ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("condition", ["covered", "dark", "bright", "blurred"])
-def test_a_bad_picture_is_told_once_and_so_is_its_end(condition: str) -> None:
-    world = settled()
-    world.show(scene(condition=condition), 1_800)
-    assert len(world.spoken) == 2
-    world.show(scene(condition=condition), 30_000)
-    assert len(world.spoken) == 3
-    assert world.said("framing")[-1].startswith("I cannot see:")
-    world.command("front")
-    assert world.said("answer") == [world.said("framing")[-1]]
-    world.show(ROOM, 20_000)
-    assert world.said("framing")[1:] == [world.said("answer")[0], SEEING_AGAIN]
-    assert world.said("change")[1:] == []
-
-
-def test_a_moment_of_blur_is_not_worth_a_word() -> None:
-    world = settled()
-    world.run(30_000, lambda now_ms: scene(condition="blurred") if now_ms % 2_000 else ROOM)
-    assert len(world.spoken) == 2
-
-
-def test_a_camera_that_stops_is_told_once() -> None:
-    world = settled()
-    world.run(60_000, lambda _: None)
-    assert world.said("framing")[1:] == [STOPPED]
-    world.command("front")
-    assert world.said("answer") == [STOPPED]
-
-
-def test_the_same_picture_over_and_over_is_a_camera_that_stopped() -> None:
-    world = settled()
-    frozen = at(ROOM, world.now_ms)
-    for _ in range(100):
-        world.run(200, lambda _: None)
-        world.describer.see(frozen, world.now_ms)
-        world.take()
-    assert world.said("framing")[1:] == [STOPPED]
-
-
-def test_a_failing_detector_is_told_once() -> None:
-    world = settled()
-    for _ in range(200):
-        world.run(200, lambda _: None)
-        world.describer.failed_to_see(world.now_ms)
-        world.take()
-    assert world.said()[2:] == ["I cannot recognise things: the detector is not working."]
