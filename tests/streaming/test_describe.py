@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from omni_encoders.wording import num_words
 from omni_streaming.describe import Describer
@@ -225,7 +227,7 @@ def test_the_more_urgent_of_two_dangers_cuts_off_the_other() -> None:
 def test_late_and_old_pictures_are_not_used() -> None:
     describer = Describer(DescribeSettings(), 0)
     describer.see(at(scene(CAR), 1_000), 4_000)
-    assert [type(one) for one in describer.actions()] == [Say]  # the notice
+    assert [one.text for one in describer.actions() if isinstance(one, Say)] == [NOTICE]
     describer.see(at(EMPTY, 5_000), 5_000)
     describer.see(at(scene(CAR), 4_900), 5_100)
     assert describer.actions() == []
@@ -276,6 +278,38 @@ def test_a_still_user_hears_thirty_words_and_a_moving_one_twelve() -> None:
     world = World()
     world.show(scene(*crowd(60), motion=0.5), 20_000)  # type: ignore[arg-type]
     assert 5 <= num_words(world.said("change")[0]) <= 12
+
+
+def test_a_lively_place_leaves_most_of_the_time_to_the_ears() -> None:
+    world = World(ms_per_word=450)
+
+    def look(now_ms: int) -> Scene:
+        """Every two seconds the place is another one, with things never seen before."""
+        num = now_ms // 2_000
+        return scene(
+            *(thing(f"gadget {num}-{n}", 0.2 + n * 0.3, track=num * 3 + n) for n in range(3))
+        )
+
+    world.run(120_000, look)
+    assert 0.2 < world.largest_share("change", "framing") <= 0.4
+
+
+def test_the_same_sentence_is_not_said_twice_in_half_a_minute() -> None:
+    world = settled()
+    dog = scene(*ROOM.things, thing("dog", 0.9, track=3))
+    world.run(60_000, lambda now_ms: dog if now_ms // 5_000 % 2 else ROOM)
+    asked = [one.asked_ms for one in world.spoken if one.text == "A dog has appeared on the right."]
+    assert len(asked) >= 2
+    assert all(after - before >= 30_000 for before, after in pairwise(asked))
+
+
+def test_at_one_picture_a_second_two_missed_ones_are_a_blink() -> None:
+    world = World()
+    world.show(ROOM, 30_000, step_ms=1_000)
+    world.run(60_000, lambda now_ms: ROOM if now_ms // 1_000 % 6 > 1 else EMPTY, step_ms=1_000)
+    assert len(world.spoken) == 2
+    world.show(EMPTY, 10_000, step_ms=1_000)
+    assert world.said()[2:] == ["The person ahead has gone."]
 
 
 def test_motion_has_hysteresis() -> None:
