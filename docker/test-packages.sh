@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the programs that tests and benchmarks use beside Python's packages: a browser, two
-# speech synthesisers, recorded human speech, a compiler for ARM and an emulator of it. Does nothing
-# when all are there; never fails: tests that miss one are skipped with a reason.
+# speech synthesisers, recorded human speech, a street's video, a compiler for ARM and an emulator of
+# it. Does nothing when all are there; never fails: tests that miss one are skipped with a reason.
 #
 # POCKETSPHINX_TESTDATA: where the recordings lie (default: Debian's folder).
 set -u
@@ -14,6 +14,7 @@ for pair in chromium:chromium chromedriver:chromium-driver espeak-ng:espeak-ng f
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -d "$recordings" ] || missing="$missing pocketsphinx-testdata"
+[ -f /usr/share/doc/opencv-doc/examples/data/vtest.avi ] || missing="$missing opencv-doc"
 [ -z "$missing" ] && exit 0
 
 sudo=""

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from audio_samples import Audio, Say
 from omni_encoders.audio import StreamingRecogniser
+from omni_encoders.classifier import Classifier
+from omni_encoders.detector import Detector
+from omni_encoders.eyes import Eyes
 from omni_encoders.recogniser import Recogniser
 from omni_encoders.vad import VoiceActivity
 from scipy.signal import resample_poly
@@ -49,3 +52,24 @@ def voice() -> VoiceActivity:
 @pytest.fixture(scope="session")
 def hearing(recogniser: Recogniser, voice: VoiceActivity) -> StreamingRecogniser:
     return StreamingRecogniser(recogniser, voice)
+
+
+def _sight(models: Path, name: str) -> Path:
+    if not (models / name).is_dir():
+        pytest.skip(f"needs {name} in the model store: run `omni fetch`")
+    return models / name
+
+
+@pytest.fixture(scope="session")
+def detector(models: Path) -> Detector:
+    return Detector(_sight(models, "nanodet-416"))
+
+
+@pytest.fixture(scope="session")
+def classifier(models: Path) -> Classifier:
+    return Classifier(_sight(models, "efficientnet-lite0"))
+
+
+@pytest.fixture(scope="session")
+def eyes(models: Path) -> Eyes:
+    return Eyes(_sight(models, "nanodet-416"), _sight(models, "efficientnet-lite0"))
