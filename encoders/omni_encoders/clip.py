@@ -27,6 +27,9 @@ MAX_CLIP_PIXELS = 64 * 2**20
 MAX_FRAME_PIXELS = 64 * 2**20
 """Of one frame as stored; a decoder holds several."""
 
+_Held = tuple[bool, int, int]
+"""Whether frames are stored on their side, and the steps that go down and right once upright."""
+
 
 def read_clip(data: bytes, should_stop: StopCheck = lambda: False) -> list[Frame]:
     """Decode the frames of the clip ``data`` that :func:`omni_encoders.video.sampled_frames` names.
@@ -48,13 +51,16 @@ def read_clip(data: bytes, should_stop: StopCheck = lambda: False) -> list[Frame
             container.seek(0)
             stream.thread_type = "NONE"  # the cores are the backbone's
             frames: list[Frame] = []
+            held: _Held | None = None
             for frame in container.decode(stream):
                 if should_stop():
                     raise CancelledError("the clip was dropped")
                 if len(frames) == len(wanted):
                     break
                 if frame.time is not None and frame.time >= wanted[len(frames)]:
-                    pixels = _pixels(frame, MAX_CLIP_PIXELS // len(wanted))
+                    # Asked once: a frame whose side data were looked at lives until a collection.
+                    held = held or _how_held(frame)
+                    pixels = _upright(_pixels(frame, MAX_CLIP_PIXELS // len(wanted)), *held)
                     frames.append(Frame(pixels=pixels, at_ms=1000 * (frame.time - times[0])))
     except av.FFmpegError as error:
         raise InputError(f"the video cannot be decoded: {error.strerror}") from error
@@ -95,16 +101,28 @@ def _rate(times: list[float]) -> float:
 
 
 def _pixels(frame: av.VideoFrame, max_pixels: int) -> NDArray[np.uint8]:
-    """``frame`` upright, RGB [H, W, 3], reduced where it has more than ``max_pixels``."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer
+    """RGB [H, W, 3] as stored, reduced where there are more than ``max_pixels``."""
     scale = math.sqrt(max_pixels / (frame.width * frame.height))
     if scale < 1:
         width, height = (max(1, int(side * scale)) for side in (frame.width, frame.height))
         frame = frame.reformat(width, height, "rgb24", interpolation="AREA")
-    pixels = frame.to_ndarray(format="rgb24")
-    if matrix is not None:  # how the camera was held: 9 numbers, rows [a b u], [c d v], [x y w]
-        a, b, _, c, d = struct.unpack_from("=5i", matrix)
-        if abs(b) > abs(a):  # stored on its side
-            pixels, d, a = pixels.swapaxes(0, 1), b, c
-        pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-    return np.ascontiguousarray(pixels)
+    return np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+
+
+def _how_held(frame: av.VideoFrame) -> _Held:
+    """How the camera was held, from the matrix of its display: [a b u], [c d v], [x y w]."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer
+    if matrix is None:
+        return False, 1, 1
+    a, b, _, c, d = struct.unpack_from("=5i", matrix)
+    on_its_side = abs(b) > abs(a)
+    down, right = (b, c) if on_its_side else (d, a)
+    return on_its_side, -1 if down < 0 else 1, -1 if right < 0 else 1
+
+
+def _upright(
+    pixels: NDArray[np.uint8], on_its_side: bool, down: int, right: int
+) -> NDArray[np.uint8]:
+    if on_its_side:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[::down, ::right])

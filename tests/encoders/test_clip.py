@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import struct
 
@@ -74,6 +75,19 @@ def test_frames_of_a_large_clip_share_a_bound_of_pixels(monkeypatch: pytest.Monk
     assert [frame.pixels.shape for frame in frames] == [(32, 16, 3)] * 4
     quarter = np.rot90(quarters(), -1)[8::16, 8::16].astype(int)
     assert np.abs(frames[0].pixels[4::8, 4::8].astype(int) - quarter).max() < 30
+
+
+def test_decoded_frames_are_let_go_without_waiting_for_a_collection() -> None:
+    data = turned(mp4([500 * i for i in range(20)]), 0, 1, -1, 0)
+    gc.collect()
+    gc.disable()
+    try:
+        frames = read_clip(data)
+        num_alive = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert len(frames) > 10
+    assert num_alive <= 2  # the first, which was asked how it was held, and the last
 
 
 def test_a_huge_clip_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
