@@ -153,6 +153,11 @@ class Assistant:
     # --- looking ---------------------------------------------------------------------------------
 
     @property
+    def sees_natively(self) -> bool:
+        """Whether the model looks at pictures itself, with a vision tower of its own."""
+        return self._model.vision is not None
+
+    @property
     def speech(self) -> SpeechDecoder:
         return self._speech
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from omni_encoders.audio import StreamingRecogniser
 from omni_encoders.end_of_turn import EndOfTurn
+from omni_encoders.eyes import Eyes
 from omni_encoders.recogniser import Recogniser
 from omni_encoders.vad import VoiceActivity
 
 from omni import store, threads
 from omni.assistant.assistant import Assistant
 from omni.assistant.listening import Hearing
-from omni.assistant.seeing import Blind, TowerSight
+from omni.assistant.seeing import TowerSight, WordsSight
+from omni.assistant.watching import LateEyes
 from omni.config import Config, home
 from omni.engine.engine import Engine
 from omni.models import load
@@ -54,13 +56,26 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
         recogniser=StreamingRecogniser(recogniser, VoiceActivity()),
         end_of_turn=EndOfTurn(end_of_turn),
     )
+    watcher = open_eyes(config)
     return Assistant(
         model=model,
         engine=engine,
         hearing=hearing,
-        sight=TowerSight(model.vision) if model.vision else Blind(),
+        sight=TowerSight(model.vision) if model.vision else WordsSight(watcher),
+        watcher=watcher,
         speech=open_decoder(config.model.speech, root),
         parts=parts,
         instructions=config.model.instructions,
         max_context_tokens=config.engine.max_context_tokens,
+    )
+
+
+def open_eyes(config: Config) -> LateEyes:
+    """The eyes that ``config.model`` names; what they lack is said at the first look."""
+    root = home(config)
+    return LateEyes(
+        lambda: Eyes(
+            store.find(config.model.detector, root, role="detector"),
+            store.find(config.model.classifier, root, role="classifier"),
+        )
     )

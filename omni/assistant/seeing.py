@@ -14,13 +14,15 @@ from omni_encoders.clip import read_clip
 from omni_encoders.image import ImageEncoder, PixelLimits, decode_image
 from omni_encoders.video import VideoEncoder, clip_size
 from omni_encoders.vision import VisionTower
+from omni_encoders.wording import scene_text
 
 from omni.assistant.context import media
 from omni.assistant.priorities import PartPriority
 from omni.assistant.session import Session
+from omni.assistant.watching import Watcher
 from omni.errors import CancelledError, OmniError
 from omni.parts import Parts, ShouldStop
-from omni.types import Conversation, MediaPart, Span, TextSpan
+from omni.types import Conversation, MediaPart, Scene, Span, TextSpan
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ MAX_IMAGE_PIXELS = 512 * 512
 
 SMALL_IMAGE_PIXELS = 256 * 256
 """Where the client says that a low level of detail is enough: 64 tokens."""
+
+MAX_CLIP_LOOKS = 6
+"""At a clip, by eyes that put what they see into words: 60 words each."""
 
 MAX_CLIP_PIXELS = 64 * 256 * 256
 """Of all frames of a clip together: 2,048 tokens."""
@@ -44,6 +49,10 @@ class Sight(Protocol):
             InputError: it is no picture or clip, or a damaged one.
             CancelledError: ``should_stop()`` became true.
         """
+        ...
+
+    def recall(self, scene: Scene) -> tuple[Span, ...] | None:
+        """What stands for a frame of the camera that was seen already; None: look at it anew."""
         ...
 
 
@@ -71,12 +80,49 @@ class TowerSight:
         spans, state = self._video.encode(frames, state, should_stop)
         return (*spans, *self._video.tail(state, should_stop))
 
+    def recall(self, scene: Scene) -> tuple[Span, ...] | None:
+        return None
+
+
+class WordsSight:
+    """The eyes of a model without any: a detector, a classifier and a text reader, in words."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def look(self, part: MediaPart, should_stop: ShouldStop) -> tuple[Span, ...]:
+        if part.kind == "image":
+            scene, _ = self._watcher.look(
+                part.data,
+                0,
+                None,
+                wants_text=not part.is_small,
+                wants_main=True,
+                should_stop=should_stop,
+            )
+            return (_told(scene_text(scene)),)
+        frames = read_clip(part.data, should_stop)
+        spans: list[Span] = []
+        state: object | None = None
+        for frame in frames[:: max(1, len(frames) // MAX_CLIP_LOOKS)]:
+            scene, state = self._watcher.look(
+                frame.pixels, round(frame.at_ms), state, should_stop=should_stop
+            )
+            spans.append(_told(f"After {frame.at_ms / 1000:.1f} seconds: {scene_text(scene)}\n"))
+        return tuple(spans)
+
+    def recall(self, scene: Scene) -> tuple[Span, ...] | None:
+        return (_told(scene_text(scene)),)
+
 
 class Blind:
     """No eyes: the model is told that something was shown."""
 
     def look(self, part: MediaPart, should_stop: ShouldStop) -> tuple[Span, ...]:
         return (_told(f"[The user shows {_NAMES[part.kind]}. You cannot see it.]"),)
+
+    def recall(self, scene: Scene) -> tuple[Span, ...] | None:
+        return None
 
 
 _NAMES = {"image": "a picture", "video": "a video"}
@@ -104,9 +150,12 @@ class Seeing:
         wanted = {part.media_id: part for part in media(conversation)}
         unseen = {k: part for k, part in wanted.items() if k not in session.senses.sights}
         for media_id, part in unseen.items():
-            if media_id not in session.looks:
+            scene = session.watch.scenes.get(media_id)
+            if scene is not None and (spans := self._sight.recall(scene)) is not None:
+                session.senses.sights[media_id] = spans
+            elif media_id not in session.looks:
                 self._start(session, part)
-        return set(unseen)
+        return unseen.keys() - session.senses.sights.keys()
 
     def prune(self, session: Session) -> None:
         """Forget the pictures that neither the conversation nor a response holds any more."""

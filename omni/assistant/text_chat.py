@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from omni.assistant.context import Context, Senses
-from omni.assistant.seeing import Blind, Sight, TowerSight
+from omni.assistant.seeing import Blind, Sight, TowerSight, WordsSight
 from omni.assistant.thoughts import Thought, is_opened_by
+from omni.assistant.watching import Watcher
 from omni.config import EngineConfig
 from omni.engine.engine import Engine, Priority, SamplingParams
 from omni.errors import CapacityError, OmniError
@@ -167,9 +168,18 @@ class TextChat:
 
 
 def open_chat(
-    model: LoadedModel, config: EngineConfig, *, instructions: str, params: SamplingParams
+    model: LoadedModel,
+    config: EngineConfig,
+    *,
+    instructions: str,
+    params: SamplingParams,
+    watcher: Watcher | None = None,
 ) -> TextChat:
-    """A new conversation under ``instructions``, on an engine of its own."""
+    """A new conversation under ``instructions``, on an engine of its own.
+
+    ``watcher`` looks at pictures for a model that cannot.
+    """
+    sight: Sight = WordsSight(watcher) if watcher else Blind()
     stops = params.stop_ids | model.template.stop_ids
     return TextChat(
         model=model,
@@ -182,5 +192,5 @@ def open_chat(
         ),
         conversation=Conversation(instructions=instructions),
         params=replace(params, stop_ids=stops),
-        sight=TowerSight(model.vision) if model.vision else Blind(),
+        sight=TowerSight(model.vision) if model.vision else sight,
     )

@@ -8,10 +8,15 @@ the next one with.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from omni_encoders.eyes import Eyes, EyesState
 
 from omni.assistant.priorities import PartPriority
 from omni.errors import CancelledError, CapacityError, InputError, OmniError
@@ -27,22 +32,26 @@ MAX_WAITING_FRAMES = 2
 """Frames of a session that wait to be seen; older ones are skipped, unless text is wanted."""
 
 
+MAX_SCENES = 8
+"""Scenes of the last frames that a question may be about."""
+
 Fault = Literal["skipped", "bad_picture", "no_eyes"]
 
 
 class Watcher(Protocol):
-    """Eyes that follow a camera: :class:`omni_encoders.eyes.Eyes`."""
+    """Eyes that follow a camera: :class:`LateEyes`, or a test's."""
 
     def look(
         self,
-        data: bytes,
+        picture: bytes | NDArray[np.uint8],
         at_ms: int,
         state: object | None,
         *,
         wants_text: bool = False,
+        wants_main: bool = False,
         should_stop: ShouldStop = lambda: False,
     ) -> tuple[Scene, object]:
-        """See one frame taken at ``at_ms``; ``state`` is what was seen before.
+        """See one frame taken at ``at_ms``; ``state`` is what was seen before, None: nothing.
 
         Raises:
             InputError: it is no picture.
@@ -58,6 +67,42 @@ class Watch:
     state: object | None = None  # the eyes' own, of the frames so far
     waiting: deque[Look] = field(default_factory=deque)
     ticket: Ticket | None = None
+    scenes: dict[str, Scene] = field(default_factory=dict)  # of the last frames, by frame_id
+
+
+class LateEyes:
+    """Eyes that open at the first look: nobody who only talks waits for their weights."""
+
+    def __init__(self, open_eyes: Callable[[], Eyes]) -> None:
+        self._open = open_eyes
+        self._eyes: Eyes | None = None
+        self._lock = threading.Lock()
+
+    def look(
+        self,
+        picture: bytes | NDArray[np.uint8],
+        at_ms: int,
+        state: object | None,
+        *,
+        wants_text: bool = False,
+        wants_main: bool = False,
+        should_stop: ShouldStop = lambda: False,
+    ) -> tuple[Scene, object]:
+        """As :meth:`omni_encoders.eyes.Eyes.look`.
+
+        Raises:
+            ModelError: there are no weights for them.
+        """
+        with self._lock:
+            self._eyes = eyes = self._eyes or self._open()
+        return eyes.look(
+            picture,
+            at_ms,
+            state if isinstance(state, EyesState) else EyesState(),
+            wants_text=wants_text,
+            wants_main=wants_main,
+            should_stop=should_stop,
+        )
 
 
 class Watching:
@@ -120,6 +165,9 @@ class Watching:
                 self._tell(command, "skipped" if is_full else "no_eyes", str(result))
             else:
                 scene, watch.state = result
+                watch.scenes[command.frame_id] = scene
+                while len(watch.scenes) > MAX_SCENES:
+                    del watch.scenes[next(iter(watch.scenes))]
                 self._emit(Seen(command.session_id, command.frame_id, scene))
             self._next(watch)
 

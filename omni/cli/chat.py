@@ -142,6 +142,7 @@ def _open(config: Config, args: argparse.Namespace) -> TextChat:
     from omni_kernels import library
 
     from omni import store, threads
+    from omni.assistant.embedded import open_eyes
     from omni.assistant.text_chat import open_chat
     from omni.cli.serve import show_progress
     from omni.config import home
@@ -167,7 +168,13 @@ def _open(config: Config, args: argparse.Namespace) -> TextChat:
     params = SamplingParams(
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, max_tokens=args.max_tokens
     )
-    chat = open_chat(model, config.engine, instructions=config.model.instructions, params=params)
+    chat = open_chat(
+        model,
+        config.engine,
+        instructions=config.model.instructions,
+        params=params,
+        watcher=open_eyes(config),
+    )
     if sys.stderr.isatty():
         chat.on_thought = _show_thought
     return chat

@@ -115,6 +115,7 @@ def assemble(config: Config, progress: Progress | None = None) -> Server:
         model=config.model.backbone,
         voices=voices,
         about=about,
+        sees_natively=lambda: loaded[0].sees_natively,
     )
 
 

@@ -69,6 +69,7 @@ class Service:
     voices: Callable[[], tuple[str, ...]]  # the first is the default
     metrics: Metrics
     new_id: Callable[[str], str]
+    sees_natively: Callable[[], bool]  # the model looks at pictures itself
     long_messages: Executor  # one thread: their memory is not needed several times over
 
 
@@ -108,6 +109,7 @@ class Connection:
             expires_at_s=int(time.time()) + limits.max_session_age_s,
             intent=intent,
             initial=initial,
+            has_native_sight=service.sees_natively(),
         )
         self._share = LoopShare(time.monotonic())
         self._busy_s = 0.0  # on the loop, since it was last weighed

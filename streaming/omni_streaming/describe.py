@@ -30,6 +30,7 @@ from omni_streaming.describe_settings import (
     MOVING_WORDS,
     NOTICE,
     OVERVIEW_AGAIN_MS,
+    READING,
     SETTLE_MS,
     STALE_MS,
     STILL_WORDS,
@@ -371,6 +372,8 @@ class Describer:
             self._read(self._scene, self._scene_ms, now)
             return
         self._text_since_ms = now
+        # Reading takes seconds on a CPU: whoever asked hears at once that it has begun.
+        self._mouth.say("answer", READING, now, now, interrupts=True)
         self._mouth.look_for_text()
 
     def _read(self, scene: Scene, taken: int, now: int) -> None:

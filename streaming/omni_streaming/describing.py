@@ -60,7 +60,8 @@ class Describing:
         self._options: Mapping[str, Any] = {}
         self._newest: Frame | None = None
         self._waiting: Frame | None = None  # to be looked at next; older ones were dropped
-        self._looking: str | None = None  # frame that the assistant is looking at
+        self._looking: Frame | None = None  # what the assistant is looking at
+        self._seen: Frame | None = None  # the newest that was looked at
         self._wants_text = False
         self._best_offset_ms: float | None = None  # our clock less the client's, at best
         self._speech: Speech | None = None  # as last told to the describer
@@ -78,10 +79,10 @@ class Describing:
         options = (wire or {}).get("describe")
         if options is None:
             self._describer = None
-            self._newest = self._waiting = None
+            self._newest = self._waiting = self._looking = self._seen = None
             return
         self._options = options
-        settings = DescribeSettings(**options)
+        settings = DescribeSettings(**options, has_native_sight=self._session.has_native_sight)
         if self._describer is None:
             self._describer = Describer(settings, self._session.now_ms)
         else:
@@ -104,7 +105,8 @@ class Describing:
 
     def take(self, seen: Seen) -> None:
         """A look has ended."""
-        if seen.frame_id == self._looking:
+        if self._looking is not None and seen.frame_id == self._looking.frame_id:
+            self._seen = self._looking if seen.scene is not None else self._seen
             self._looking = None
             self._look()
         describer = self._describer
@@ -152,10 +154,10 @@ class Describing:
             self._tell_speech()
 
     def shown(self) -> tuple[MediaPart, ...]:
-        """What stands before the words of a question: the newest picture."""
-        if self._describer is None or self._newest is None:
+        """What stands before the words of a question: the newest picture that was looked at."""
+        if self._describer is None or (frame := self._seen or self._newest) is None:
             return ()
-        return (self._newest.part(),)
+        return (frame.part(),)
 
     def answering(self, settings: ResponseSettings) -> ResponseSettings:
         """``settings`` of an ordinary answer, marked in describe mode as what it is."""
@@ -184,7 +186,7 @@ class Describing:
         if frame is None or self._looking is not None:
             return
         self._waiting = None
-        self._looking = frame.frame_id
+        self._looking = frame
         wants_text, self._wants_text = self._wants_text, False
         self._session.queue.add(
             Look(self._session.session_id, frame.frame_id, frame.data, frame.at_ms, wants_text)

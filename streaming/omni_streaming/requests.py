@@ -342,8 +342,10 @@ class Requests:
                 "too_many_responses",
                 f"{MAX_PARALLEL_RESPONSES} responses are in progress, which is the limit.",
             )
+        if event.response is None and session.turns.answer_committed():
+            return
         settings = session.settings.response(params, has_spoken=session.has_spoken)
-        session.respond(settings, self._context(params))
+        session.respond(session.describing.answering(settings), self._context(params))
 
     def _context(self, params: ResponseParams) -> Context | None:
         """The context of a response that differs from the conversation's; None: it does not."""

@@ -88,6 +88,7 @@ class Server:
     Args:
         voices: names clients may ask for, the first is the default; asked once the worker is ready.
         about: what ``/readyz`` says of the parts that are loaded (names, no paths); as ``voices``.
+        sees_natively: whether the model looks at pictures itself; as ``voices``.
     """
 
     config: Config
@@ -96,6 +97,7 @@ class Server:
     model: str
     voices: Callable[[], tuple[str, ...]]
     about: Callable[[], Mapping[str, object]] = dict
+    sees_natively: Callable[[], bool] = lambda: False
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
@@ -110,6 +112,7 @@ class Server:
             vad=self.vad,
             model=self.model,
             voices=self.voices,
+            sees_natively=self.sees_natively,
             metrics=self.metrics,
             new_id=new_id,
             long_messages=ThreadPoolExecutor(1, "long-messages"),

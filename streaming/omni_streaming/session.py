@@ -77,6 +77,7 @@ class Session:
         expires_at_s: unix seconds at which the session ends, shown to the client.
         intent: ``transcription`` opens a transcription session (``?intent=transcription``).
         initial: a session object to apply at once (from a client secret).
+        has_native_sight: the model looks at pictures itself.
 
     Raises:
         ClientError: ``initial`` is not a valid session.
@@ -94,10 +95,12 @@ class Session:
         expires_at_s: int,
         intent: Intent = "realtime",
         initial: Mapping[str, Any] | None = None,
+        has_native_sight: bool = False,
     ) -> None:
         self.session_id = session_id
         self.config = config
         self.new_id = new_id
+        self.has_native_sight = has_native_sight
         self.close_code: tuple[int, str] | None = None
         """Set when the driver must close the socket: (WebSocket close code, reason)."""
         self._events: list[events.Event] = []

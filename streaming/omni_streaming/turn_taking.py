@@ -77,6 +77,7 @@ class TurnTaking:
         self._transcripts.options = session.settings.transcription
         self._speculation: Speculation | None = None
         self._awaited: Awaited | None = None  # ended; its words decide who answers
+        self._committed_id: str | None = None  # the last turn that the client committed itself
         self._owed_turn_id: str | None = None  # ended while a response was active
         self._score_after_ms = 0
         self._audio_ms = session.now_ms  # when audio last came
@@ -132,7 +133,25 @@ class TurnTaking:
     def commit(self) -> None:
         """The client commits what it has sent; nobody answers by itself."""
         self.drop_speculation()
-        self._commit(self._hearing.take_all(), respond=False)
+        turn = self._hearing.take_all()
+        self._commit(turn, respond=False)
+        self._committed_id = turn.id
+
+    def answer_committed(self) -> bool:
+        """Answer the turn that the client committed last, or carry it out, once it is understood.
+
+        False where describe mode is off or there is no such turn: then nothing was done.
+        """
+        session, turn_id = self._session, self._committed_id
+        self._committed_id = None
+        item = session.items.get(turn_id) if turn_id is not None else None
+        if turn_id is None or item is None or not session.describing.is_on:
+            return False
+        self._awaited = Awaited(turn_id, None)
+        words = next((c.text for c in item.content if c.turn_id == turn_id), None)
+        if words is not None:
+            self.resolve(turn_id, words)
+        return True
 
     def clear(self) -> None:
         """The client clears the buffer."""
@@ -330,7 +349,7 @@ class TurnTaking:
                 self._queue.add(Cancel(session.session_id, speculation.response_id))
             self._queue.add(Commit(session.session_id, turn.id))
         shown = speculation.shown if speculation and is_confirmed else session.describing.shown()
-        content = [Content("input_image", None, media=part) for part in shown if respond]
+        content = [Content("input_image", None, media=part) for part in shown]
         content.append(Content("input_audio", None, turn.id, is_shown=False))
         self._add(Item(turn.id, "message", "user", content))
         session.items.keep_audio(turn.id, turn.audio, INPUT_RATE_HZ)

@@ -303,6 +303,9 @@ class Describes:
         text = f"[A picture of {part.media_id}.]"
         return (TextSpan(text=text, start_ms=0, end_ms=0, final=True),)
 
+    def recall(self, scene: Scene) -> tuple[Span, ...] | None:
+        return (TextSpan(text=f"[{scene.main}, seen.]", start_ms=0, end_ms=0, final=True),)
+
 
 def shown(*names: str) -> Conversation:
     messages = (
@@ -385,14 +388,15 @@ class Glances:
 
     def look(
         self,
-        data: bytes,
+        picture: bytes | NDArray[np.uint8],
         at_ms: int,
         state: object | None,
         *,
         wants_text: bool = False,
+        wants_main: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> tuple[Scene, object]:
-        if data == b"broken":
+        if picture == b"broken":
             raise InputError("it is damaged")
         count = 1 if state is None else int(str(state)) + 1
         return Scene(at_ms=at_ms, main=f"frame {count}"), count
@@ -464,3 +468,20 @@ def test_given_words_are_written_in_the_text_modality_and_can_be_cancelled() -> 
         outputs = run(assistant)
         assert not any(isinstance(o, AudioDelta) for o in outputs)
         assert [o.reason for o in outputs if isinstance(o, Done)] == ["cancelled"]
+
+
+def test_a_question_about_a_frame_that_was_seen_needs_no_second_look() -> None:
+    sight = Describes()
+    with tiny_assistant(sight=sight, watcher=Glances()) as assistant:
+        assistant.submit(Open("s", Conversation()))
+        for number in range(12):
+            assistant.submit(Look("s", f"f{number}", b"1", number))
+            run(assistant)
+        part = MediaPart("f11", "image", b"1")
+        question = Conversation(messages=(Message("user", (part, TextPart("What is it?"))),))
+        assistant.submit(Edit("s", question))
+        assistant.submit(Respond("s", "r", TEXT))
+        run(assistant)
+        assert "[frame 12, seen.]\nWhat is it?" in assistant.context_text("s")
+        assert not sight.looks
+        assert len(assistant._sessions["s"].watch.scenes) == 8

@@ -334,7 +334,7 @@ def test_a_command_that_ends_later_speech_repeats_nothing_that_was_heard() -> No
     world.show(EMPTY, 5_000)
     world.show(scene(lettering=(sign("EXIT"),)), 200)
     world.show(EMPTY, 20_000)
-    assert world.said() == [NOTICE, "It says: EXIT.", "I recognise nothing here."]
+    assert world.said() == [NOTICE, "Reading.", "It says: EXIT.", "I recognise nothing here."]
 
 
 def test_a_notice_that_a_command_cuts_off_is_said_again() -> None:
@@ -469,7 +469,7 @@ def test_text_that_does_not_come_is_admitted() -> None:
     world = settled()
     world.command("read")
     world.show(ROOM, 12_000)
-    assert world.said("answer") == ["I could not read it in time."]
+    assert world.said("answer") == ["Reading.", "I could not read it in time."]
 
 
 def test_a_model_that_sees_is_asked_for_overviews_but_never_for_warnings() -> None:

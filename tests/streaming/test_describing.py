@@ -11,7 +11,16 @@ import pytest
 
 from omni.scripted import Answer, Script
 from omni.types import Cancel, Look, MediaPart, Respond, Say, Scene, Seen, Speculate, Thing
-from tests.streaming.driver import Driver, of_type, silence, speak, tone, types, words
+from tests.streaming.driver import (
+    Driver,
+    of_type,
+    set_detection,
+    silence,
+    speak,
+    tone,
+    types,
+    words,
+)
 
 CHAIR = Thing(label="chair", confidence=0.9, box=(0.4, 0.4, 0.6, 0.9), distance_m=2.0, track_id=1)
 DOG = Thing(label="dog", confidence=0.9, box=(0.1, 0.5, 0.3, 0.9), distance_m=3.0, track_id=2)
@@ -37,8 +46,14 @@ FRAME = base64.b64encode(jpeg()).decode()
 class Camera(Driver):
     """A client in describe mode whose camera sends four frames a second."""
 
-    def __init__(self, *scenes: Scene, script: Script | None = None, **describe: Any) -> None:
-        super().__init__(script or Script(scenes=scenes))
+    def __init__(
+        self,
+        *scenes: Scene,
+        script: Script | None = None,
+        session: dict[str, Any] | None = None,
+        **describe: Any,
+    ) -> None:
+        super().__init__(script or Script(scenes=scenes), **(session or {}))
         self.send("session.update", session={"type": "realtime", "omni": {"describe": describe}})
 
     def watch(self, ms: int, every_ms: int = 250) -> list[dict[str, Any]]:
@@ -309,3 +324,37 @@ def test_a_warning_during_a_question_leaves_the_question_answered() -> None:
     camera.finish()
     assert camera.kinds()[:3] == ["framing", "hazard", "answer"]
     assert of_type(camera.events, "response.done")[-1]["response"]["status"] == "completed"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_turn_committed_by_hand_may_be_a_command_too(waits: bool) -> None:
+    camera = Camera(script=scripted("What is in front of me?", "What is this?"))
+    set_detection(camera)  # none: the client commits
+    camera.watch(10_000)
+    for expected in ("change", "answer"):
+        camera.audio(tone(900))
+        camera.send("input_audio_buffer.commit")
+        if waits:
+            camera.finish()
+        camera.send("response.create")
+        camera.finish()
+        camera.wait(200)
+        camera.finish()
+        metadata = of_type(camera.events, "response.created")[-1]["response"]["metadata"]
+        assert ("omni_frame_ms" in metadata) == (expected == "change")
+
+
+def test_a_model_with_eyes_of_its_own_describes_the_scene() -> None:
+    script = Script(scenes=(ROOM,), answers=(Answer(text="A quiet room with one chair."),))
+    camera = Camera(script=script, session={"has_native_sight": True})
+    camera.watch(20_000)
+    (respond,) = camera.commands_of(Respond)
+    picture, prompt = respond.conversation.messages[-1].parts
+    assert isinstance(picture, MediaPart)
+    assert "camera shows" in prompt.text
+    assert camera.kinds() == ["framing", "change"]
+    done = of_type(camera.events, "response.done")[-1]["response"]
+    assert done["output"][0]["content"][0]["transcript"] == "A quiet room with one chair."
+    # What it was asked is nobody's message: only what it said stays.
+    roles = [message.role for message in camera.session.items.render("", ()).messages]
+    assert roles == ["assistant", "assistant"]
