@@ -439,4 +439,5 @@ function microphoneWords(message) {
 const app = new App();
 wire(app);
 app.refresh();
-navigator.serviceWorker?.register("see-worker.js", { scope: "see" });
+// Refused where nobody vouches for the certificate: then the page cannot be installed, that is all.
+navigator.serviceWorker?.register("see-worker.js", { scope: "see" }).catch(() => {});
