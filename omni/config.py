@@ -91,6 +91,7 @@ class Config:
     engine_threads: int = 0  # 0: chosen from the number of cores
     parts_threads: int = 0  # 0: chosen from the number of cores
     log_level: str = "info"
+    record: str = ""  # folder in which every picture of a camera is kept; empty: nowhere
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     turns: TurnConfig = field(default_factory=TurnConfig)

@@ -5,6 +5,8 @@ Called once per process by the command line and by tests; the weights are shared
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omni_encoders.audio import StreamingRecogniser
 from omni_encoders.end_of_turn import EndOfTurn
 from omni_encoders.eyes import Eyes
@@ -14,8 +16,9 @@ from omni_encoders.vad import VoiceActivity
 from omni import store, threads
 from omni.assistant.assistant import Assistant
 from omni.assistant.listening import Hearing
+from omni.assistant.recording import RecordingEyes
 from omni.assistant.seeing import TowerSight, WordsSight
-from omni.assistant.watching import LateEyes
+from omni.assistant.watching import LateEyes, Watcher
 from omni.config import Config, home
 from omni.engine.engine import Engine
 from omni.models import load
@@ -70,12 +73,17 @@ def build(config: Config, parts: Parts, progress: Progress | None = None) -> Ass
     )
 
 
-def open_eyes(config: Config) -> LateEyes:
-    """The eyes that ``config.model`` names; what they lack is said at the first look."""
+def open_eyes(config: Config) -> Watcher:
+    """The eyes that ``config.model`` names; what they lack is said at the first look.
+
+    Raises:
+        ConfigError: ``config.record`` names a folder that cannot be made.
+    """
     root = home(config)
-    return LateEyes(
+    eyes = LateEyes(
         lambda: Eyes(
             store.find(config.model.detector, root, role="detector"),
             store.find(config.model.classifier, root, role="classifier"),
         )
     )
+    return RecordingEyes(eyes, Path(config.record).expanduser()) if config.record else eyes

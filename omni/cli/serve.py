@@ -75,6 +75,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--tls-key", metavar="FILE", help="its key, PEM (server.tls_key)")
     parser.add_argument("--model", metavar="NAME", help="backbone (model.backbone)")
     parser.add_argument(
+        "--record",
+        metavar="FOLDER",
+        help="keep every picture that a camera shows in FOLDER; without it none is kept (record)",
+    )
+    parser.add_argument(
         "--scripted",
         action="store_true",
         help="answer by script, without weights: to try the protocol and the page",
@@ -93,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
             "server.tls_cert": args.tls_cert,
             "server.tls_key": args.tls_key,
             "model.backbone": args.model,
+            "record": args.record,
         },
         environment={"server.api_key": os.environ.get(KEY_VARIABLE) or None},
     )
