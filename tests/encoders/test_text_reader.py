@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import cv2
 import numpy as np
 import pytest
@@ -72,6 +74,17 @@ def test_a_line_that_runs_out_of_the_picture_says_so(reader: TextReader) -> None
 @pytest.mark.parametrize("name", ["coffee", "chelsea", "brick"])
 def test_nothing_is_read_where_nothing_is_written(reader: TextReader, name: str) -> None:
     assert reader.read(photo(name)) == ()
+
+
+def test_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package downloads weights that it misses: here it never does, from its first start."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert texts(TextReader().read(sign("EXIT"))) == ["EXIT"]
 
 
 def test_a_blank_or_tiny_picture_has_no_text(reader: TextReader) -> None:
