@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 MAX_OFFSET_DRIFT_MS = 1.0
 """How much later a frame may come at best from one frame to the next: clocks drift apart."""
 
+READ_MS_PER_WORD = 250
+"""Of words in writing: nobody says when they have been read. Screen readers are set to about 300
+words a minute (Bragg 2021), and begin a little later."""
+
 KIND_KEY, FRAME_KEY = "omni_kind", "omni_frame_ms"
 
 
@@ -66,7 +70,8 @@ class Describing:
         self._best_offset_ms: float | None = None  # our clock less the client's, at best
         self._speech: Speech | None = None  # as last told to the describer
         self._kinds: dict[str, Speech] = {}  # of responses that are under way or audible
-        self._audible: str | None = None  # response whose sound was sent last
+        self._audible: str | None = None  # response whose sound or words were sent last
+        self._read_until_ms = 0  # what is in writing, by our best knowledge
 
     @property
     def is_on(self) -> bool:
@@ -153,6 +158,14 @@ class Describing:
             self._audible = response.id
             self._tell_speech()
 
+    def wrote(self, response: Response, text: str) -> None:
+        """Words of a response were sent in writing: a screen reader says them."""
+        if self._describer is not None:
+            begins_ms = max(self._read_until_ms, self._session.now_ms)
+            self._read_until_ms = begins_ms + READ_MS_PER_WORD * len(text.split())
+            self._audible = response.id
+            self._tell_speech()
+
     def shown(self) -> tuple[MediaPart, ...]:
         """What stands before the words of a question: the newest picture that was looked at."""
         if self._describer is None or (frame := self._seen or self._newest) is None:
@@ -196,7 +209,8 @@ class Describing:
         """Tell the describer what is heard from now on, if that has changed."""
         session, describer = self._session, self._describer
         assert describer is not None
-        is_heard = session.playback.is_audible and self._audible is not None
+        is_sounding = session.playback.is_audible or session.now_ms < self._read_until_ms
+        is_heard = is_sounding and self._audible is not None
         speech = self._kinds.get(self._audible or "", "assistant") if is_heard else None
         if session.active is None and not is_heard:
             self._kinds.clear()
@@ -226,12 +240,12 @@ class Describing:
             self._look()
             return
         if isinstance(action, StopSpeaking):
-            session.fall_silent()
+            self._fall_silent()
             return
         if session.now_ms > action.expires_at_ms:
             return
         if action.interrupts:
-            session.fall_silent()
+            self._fall_silent()
         elif session.active is not None:
             return
         metadata = {KIND_KEY: action.kind, FRAME_KEY: str(action.frame_at_ms)}
@@ -243,6 +257,10 @@ class Describing:
             self._ask(
                 action, replace(settings, config=replace(settings.config, tool_choice="none"))
             )
+
+    def _fall_silent(self) -> None:
+        self._read_until_ms = self._session.now_ms
+        self._session.fall_silent()
 
     def _ask(self, action: AskModel, settings: ResponseSettings) -> None:
         """Have the model look at the newest picture."""

@@ -355,6 +355,8 @@ class Session:
             response.usage = output.usage
         elif isinstance(output, TextDelta):
             response.add_text(output.text)
+            if response.settings.config.modality == "text" and response.is_in_band:
+                self.describing.wrote(response, output.text)
         elif isinstance(output, AudioDelta):
             response.add_audio(output.pcm, output.marks)
             self.has_spoken |= response.has_audio

@@ -107,10 +107,11 @@ def test_stop_key_ends_the_answer_at_the_server_without_an_error(tmp_path: Path)
 
 
 def test_screen_reader_gets_the_servers_words_in_writing(tmp_path: Path) -> None:
-    script = Script(scenes=(ROOM,) * 20 + (STREET,))
+    script = Script(scenes=(ROOM,) * 40 + (STREET,))
     with serving(scripted_server(script)) as url, watching(tmp_path) as page:
         begin(page, url, spokenBy="reader", earcons=False)
         page.wait(lambda p: "Not a mobility aid" in p.text("#announcer"), 20)
+        page.wait(lambda p: "chair" in p.text("#announcer").lower(), 20)
         warning = page.wait(lambda p: p.text("#hazard"), 40)
         assert "car" in warning.lower()
         assert page.js("return document.getElementById('hazard').ariaLive") == "assertive"

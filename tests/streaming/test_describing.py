@@ -8,6 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from omni_streaming.describe_settings import NOTICE
+from omni_streaming.describing import READ_MS_PER_WORD
 
 from omni.scripted import Answer, Script
 from omni.types import Cancel, Look, MediaPart, Respond, Say, Scene, Seen, Speculate, Thing
@@ -358,3 +360,37 @@ def test_a_model_with_eyes_of_its_own_describes_the_scene() -> None:
     # What it was asked is nobody's message: only what it said stays.
     roles = [message.role for message in camera.session.items.render("", ()).messages]
     assert roles == ["assistant", "assistant"]
+
+
+# --- Writing, for a screen reader ------------------------------------------------------------
+
+
+def in_writing(*scenes: Scene) -> Camera:
+    camera = Camera(*scenes)
+    camera.send("session.update", session={"type": "realtime", "output_modalities": ["text"]})
+    return camera
+
+
+def test_written_descriptions_come_once_as_spoken_ones_do() -> None:
+    camera = in_writing(ROOM)
+    camera.watch(30_000)
+    assert [text for text in camera.said() if text.startswith("Not a mobility aid")] == [NOTICE]
+    assert len(camera.said()) == 2
+    assert "chair" in camera.said()[1].lower()
+
+
+def test_what_is_being_read_is_left_its_time_unless_there_is_a_warning() -> None:
+    camera = in_writing(ROOM, *(ROOM,) * 11, Scene(at_ms=0, things=(CHAIR, DOG)))
+    camera.watch(20_000)
+    begun = [event for event in camera.events if event["type"] == "response.created"]
+    assert len(begun) == 3
+    texts = camera.said()
+    starts_ms = [int(event["response"]["metadata"]["omni_frame_ms"]) for event in begun]
+    for text, start_ms, next_ms in zip(texts, starts_ms, starts_ms[1:], strict=False):
+        assert next_ms - start_ms >= READ_MS_PER_WORD * len(text.split())
+    warned = in_writing(ROOM, ROOM, ROOM, Scene(at_ms=0, things=(CAR,)))
+    warned.watch(2_500)
+    assert warned.kinds()[:2] == ["framing", "hazard"]
+    notice, warning = of_type(warned.events, "response.created")[:2]
+    frame_ms = [int(e["response"]["metadata"]["omni_frame_ms"]) for e in (notice, warning)]
+    assert frame_ms[1] - frame_ms[0] < READ_MS_PER_WORD * len(NOTICE.split()), "it does not wait"
