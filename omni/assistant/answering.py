@@ -352,6 +352,10 @@ class Answering:
         self._let_go(session, response, is_kept=response.is_speculative)
         if response.is_speculative:
             session.guesses[response.response_id] = response
+        if response.out_of_band:  # no edit of the conversation need ever come
+            asked = response.conversation or session.conversation
+            session.context.forget(response.response_id, asked, session.conversation)
+            self._seeing.prune(session)
 
     def _drop_guess(self, guess: Response) -> None:
         """The user went on: the speculation leaves no trace."""

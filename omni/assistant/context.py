@@ -115,6 +115,12 @@ class Context:
         messages = set(conversation.messages)
         self._cache = {k: v for k, v in self._cache.items() if k[0] in messages}
 
+    def forget(self, response_id: str, asked: Conversation, conversation: Conversation) -> None:
+        """Forget a response outside ``conversation``, and renderings that only ``asked`` needed."""
+        self._generated.pop(response_id, None)
+        messages = set(asked.messages) - set(conversation.messages)
+        self._cache = {k: v for k, v in self._cache.items() if k[0] not in messages}
+
     def render(
         self,
         conversation: Conversation,

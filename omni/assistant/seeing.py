@@ -160,7 +160,8 @@ class Seeing:
     def prune(self, session: Session) -> None:
         """Forget the pictures that neither the conversation nor a response holds any more."""
         held = [session.conversation]
-        held += [r.conversation for r in session.responses.values() if r.conversation]
+        responses = [*session.responses.values(), *session.guesses.values()]
+        held += [r.conversation for r in responses if r.conversation]
         kept = {part.media_id for conversation in held for part in media(conversation)}
         sights = session.senses.sights
         for media_id in sights.keys() - kept:

@@ -359,6 +359,23 @@ def test_a_picture_of_an_out_of_band_question_leaves_no_trace() -> None:
         assert "cat" not in assistant.context_text("s")
 
 
+def test_out_of_band_questions_pile_up_nothing_while_the_conversation_stands_still() -> None:
+    with tiny_assistant(sight=Describes()) as assistant:
+        assistant.submit(Open("s", shown("cat")))
+        run(assistant)
+        session = assistant._sessions["s"]
+        before = list(session.senses.sights), list(session.context._cache)
+        for number in range(3):
+            asked = shown("cat", f"dog {number}")
+            assistant.submit(Respond("s", f"r{number}", TEXT, conversation=asked, out_of_band=True))
+            if number == 2:
+                assistant.submit(Cancel("s", "r2"))  # before it was looked at
+            run(assistant)
+        assert (list(session.senses.sights), list(session.context._cache)) == before
+        assert not session.looks
+        assert not session.context._generated
+
+
 @pytest.mark.parametrize("sight", [Describes(), Blind()])
 def test_the_model_is_told_of_a_picture_that_cannot_be_seen(sight: Describes | Blind) -> None:
     with tiny_assistant(sight=sight) as assistant:
