@@ -1,6 +1,7 @@
 """A short video file in memory as the few frames of it that are looked at.
 
-Called where a clip is part of a conversation; long files are read elsewhere, piece by piece.
+Called where a clip is part of a conversation; long files are read elsewhere, piece by piece, with
+the functions for one frame that are here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MAX_CLIP_PIXELS = 64 * 2**20
 MAX_FRAME_PIXELS = 64 * 2**20
 """Of one frame as stored; a decoder holds several."""
 
-_Held = tuple[bool, int, int]
+Held = tuple[bool, int, int]
 """Whether frames are stored on their side, and the steps that go down and right once upright."""
 
 
@@ -45,13 +46,13 @@ def read_clip(data: bytes, should_stop: StopCheck = lambda: False) -> list[Frame
             if not container.streams.video:
                 raise InputError("the file has sound but no video")
             stream = container.streams.video[0]
-            _check_codec(stream.codec_context)
+            check_codec(stream.codec_context)
             times = _times_s(container, stream)
             wanted = [times[i] for i in sampled_frames(len(times), _rate(times))]
             container.seek(0)
             stream.thread_type = "NONE"  # the cores are the backbone's
             frames: list[Frame] = []
-            held: _Held | None = None
+            held: Held | None = None
             for frame in container.decode(stream):
                 if should_stop():
                     raise CancelledError("the clip was dropped")
@@ -59,8 +60,8 @@ def read_clip(data: bytes, should_stop: StopCheck = lambda: False) -> list[Frame
                     break
                 if frame.time is not None and frame.time >= wanted[len(frames)]:
                     # Asked once: a frame whose side data were looked at lives until a collection.
-                    held = held or _how_held(frame)
-                    pixels = _upright(_pixels(frame, MAX_CLIP_PIXELS // len(wanted)), *held)
+                    held = held or how_held(frame)
+                    pixels = upright(pixels_of(frame, MAX_CLIP_PIXELS // len(wanted)), *held)
                     frames.append(Frame(pixels=pixels, at_ms=1000 * (frame.time - times[0])))
     except av.FFmpegError as error:
         raise InputError(f"the video cannot be decoded: {error.strerror}") from error
@@ -69,7 +70,7 @@ def read_clip(data: bytes, should_stop: StopCheck = lambda: False) -> list[Frame
     return frames
 
 
-def _check_codec(codec: av.VideoCodecContext | None) -> None:
+def check_codec(codec: av.VideoCodecContext | None) -> None:
     """See that frames can be decoded and are not too large, now or when their size changes."""
     if codec is None:
         raise InputError("the video cannot be decoded: its format is not known")
@@ -100,7 +101,7 @@ def _rate(times: list[float]) -> float:
     return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
 
 
-def _pixels(frame: av.VideoFrame, max_pixels: int) -> NDArray[np.uint8]:
+def pixels_of(frame: av.VideoFrame, max_pixels: int) -> NDArray[np.uint8]:
     """RGB [H, W, 3] as stored, reduced where there are more than ``max_pixels``."""
     scale = math.sqrt(max_pixels / (frame.width * frame.height))
     if scale < 1:
@@ -109,7 +110,7 @@ def _pixels(frame: av.VideoFrame, max_pixels: int) -> NDArray[np.uint8]:
     return np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
 
 
-def _how_held(frame: av.VideoFrame) -> _Held:
+def how_held(frame: av.VideoFrame) -> Held:
     """How the camera was held, from the matrix of its display: [a b u], [c d v], [x y w]."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer
     if matrix is None:
@@ -120,9 +121,10 @@ def _how_held(frame: av.VideoFrame) -> _Held:
     return on_its_side, -1 if down < 0 else 1, -1 if right < 0 else 1
 
 
-def _upright(
+def upright(
     pixels: NDArray[np.uint8], on_its_side: bool, down: int, right: int
 ) -> NDArray[np.uint8]:
+    """The frame as it should be shown, given :func:`how_held`."""
     if on_its_side:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[::down, ::right])
