@@ -133,7 +133,7 @@ def _told(text: str) -> TextSpan:
 
 
 class Seeing:
-    """The looks of all sessions.
+    """The looks of all sessions, one at a time for each: nobody's album holds up the others.
 
     ``on_seen`` is called when a session knows one more picture.
     """
@@ -154,7 +154,8 @@ class Seeing:
             if scene is not None and (spans := self._sight.recall(scene)) is not None:
                 session.senses.sights[media_id] = spans
             elif media_id not in session.looks:
-                self._start(session, part)
+                session.unlooked[media_id] = part
+        self._go_on(session)
         return unseen.keys() - session.senses.sights.keys()
 
     def prune(self, session: Session) -> None:
@@ -166,19 +167,29 @@ class Seeing:
         sights = session.senses.sights
         for media_id in sights.keys() - kept:
             del sights[media_id]
+        for media_id in session.unlooked.keys() - kept:
+            del session.unlooked[media_id]
         for media_id in session.looks.keys() - kept:
             session.looks.pop(media_id).cancel()
+        self._go_on(session)
 
     def close(self, session: Session) -> None:
         for ticket in session.looks.values():
             ticket.cancel()
         session.looks.clear()
+        session.unlooked.clear()
+
+    def _go_on(self, session: Session) -> None:
+        """Begin the next look unless one is under way."""
+        if session.unlooked and not session.looks:
+            self._start(session, session.unlooked.pop(next(iter(session.unlooked))))
 
     def _start(self, session: Session, part: MediaPart) -> None:
         def done(result: tuple[Span, ...] | BaseException) -> None:
             if session.looks.get(part.media_id) is not ticket:  # forgotten meanwhile
                 return
             del session.looks[part.media_id]
+            self._go_on(session)
             if isinstance(result, CancelledError):
                 return
             if isinstance(result, BaseException):

@@ -10,7 +10,7 @@ from omni.assistant.listening import Turn
 from omni.assistant.response import Response
 from omni.assistant.watching import Watch
 from omni.parts import Ticket
-from omni.types import AudioPart, Conversation, Message
+from omni.types import AudioPart, Conversation, MediaPart, Message
 
 
 class Session:
@@ -23,7 +23,8 @@ class Session:
         self.sequence: int | None = None
         self.turns: dict[str, Turn] = {}
         self.senses = Senses()
-        self.looks: dict[str, Ticket] = {}  # pictures that are being looked at, by media_id
+        self.looks: dict[str, Ticket] = {}  # the picture that is being looked at, by media_id
+        self.unlooked: dict[str, MediaPart] = {}  # those that come next, by media_id
         self.languages: dict[str, str] = {}  # of the turns that were not in English
         self.watch = Watch()
         self.responses: dict[str, Response] = {}

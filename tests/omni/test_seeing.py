@@ -359,6 +359,16 @@ def test_a_picture_of_an_out_of_band_question_leaves_no_trace() -> None:
         assert "cat" not in assistant.context_text("s")
 
 
+def test_an_album_of_one_session_does_not_hold_up_the_picture_of_another() -> None:
+    sight = Describes()
+    with tiny_assistant(sight=sight) as assistant:
+        assistant.submit(Open("s", shown("cat", "dog", "cow")))
+        assistant.submit(Open("t", shown("car")))
+        assistant.submit(Edit("s", shown("cat", "cow")))
+        run(assistant)
+        assert sight.looks == ["cat", "car", "cow"]
+
+
 def test_out_of_band_questions_pile_up_nothing_while_the_conversation_stands_still() -> None:
     with tiny_assistant(sight=Describes()) as assistant:
         assistant.submit(Open("s", shown("cat")))
