@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from omni.errors import ModelError
+from omni_encoders.nouns import coco_labels
 from omni_encoders.tfjs_graph import TfjsGraph
 
 StopCheck = Callable[[], bool]
@@ -75,7 +76,7 @@ class Detector:
         Raises:
             ModelError: a file is missing or damaged, or it is another network.
         """
-        self.labels = read_labels()
+        self.labels = coco_labels()
         self._graph = TfjsGraph(folder / "nanodet.json")
         blank = self._graph.run(torch.zeros(1, 3, SIDE, SIDE))
         self._outputs: list[tuple[str, str]] = []  # of every stride: scores, sides
@@ -215,9 +216,3 @@ def _best(
             waiting = others[overlap(boxes[first], boxes[others]) <= MOST_OVERLAP]
     found.sort(key=lambda entry: -entry[1])
     return found
-
-
-def read_labels() -> tuple[str, ...]:
-    """COCO's kinds in the order of the network's outputs."""
-    text = (Path(__file__).parent / "coco_labels.txt").read_text(encoding="utf-8")
-    return tuple(line for line in text.splitlines() if not line.startswith("#"))

@@ -6,6 +6,8 @@ says who somebody is or what they look like: "man" and "girl" are said as "perso
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 VEHICLES: Final = frozenset({"bicycle", "car", "motorcycle", "bus", "train", "truck"})
@@ -49,6 +51,13 @@ _SPOKEN_CONSONANT: Final = ("uni", "use", "euro", "one", "ewe", "uku")
 _NUMBERS: Final = (
     *("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
 )
+
+
+@cache
+def coco_labels() -> tuple[str, ...]:
+    """COCO's 80 kinds of things, in the order of the detector's network."""
+    text = (Path(__file__).parent / "coco_labels.txt").read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
 
 
 def noun(label: str) -> str:

@@ -175,6 +175,11 @@ def _clauses(
     return clauses
 
 
+def placed(things: Iterable[Thing], options: WordingOptions, max_words: int) -> list[str]:
+    """ "two people on the left, about 3 metres", one for each direction, as many as fit."""
+    return [text for text, _ in _clauses(things, options, max_words)]
+
+
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omni_encoders import wording
+from omni_encoders import answers, wording
 from omni_encoders.wording import Told, num_words
 
 from omni.types import Scene, Thing
@@ -138,11 +138,24 @@ class Describer:
         if name in ("repeat", "more") and self._floor.last_kind == "assistant":
             name = None
         if name is None:
+            if (words := self._own_answer(text, now)) is not None:
+                self._floor.keep_quiet(now)
+                self._take_back()
+                self._mouth.say("answer", words, self._scene_ms, now, interrupts=True)
+                return "front"
             self._floor.wait_for_answer(now)
             return None
         self._floor.keep_quiet(now)
         self._command(name, now)
         return name
+
+    def _own_answer(self, question: str, now: int) -> str | None:
+        """What needs no model, or must not be left to one."""
+        if answers.is_about_safety(question):
+            return answers.NOT_A_GUIDE
+        if self._settings.has_native_sight or self._scene is None or now - self._scene_ms > LATE_MS:
+            return None
+        return answers.answer(question, self._scene, self._settings.wording)
 
     def command(self, name: CommandName, now_ms: int) -> None:
         """The user pressed a key or a button."""

@@ -465,7 +465,8 @@ class Session:
         self.playback.advance(self.now_ms)
 
     def _rendered(self) -> Context:
-        return self.items.render(self.settings.instructions, self.settings.tools)
+        instructions = self.describing.guided(self.settings.instructions)
+        return self.items.render(instructions, self.settings.tools)
 
     def _evict(self) -> None:
         """Keep the items within their limits; the oldest go."""

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 from omni_streaming.describe_settings import NOTICE
-from omni_streaming.describing import READ_MS_PER_WORD
+from omni_streaming.describing import GUIDE, READ_MS_PER_WORD
 
 from omni.scripted import Answer, Script
-from omni.types import Cancel, Look, MediaPart, Respond, Say, Scene, Seen, Speculate, Thing
+from omni.types import Cancel, Edit, Look, MediaPart, Respond, Say, Scene, Seen, Speculate, Thing
 from tests.streaming.driver import (
     Driver,
     of_type,
@@ -266,6 +266,32 @@ def test_a_spoken_command_is_carried_out_instead_of_answered(heard: str, expecte
     assert expected in camera.said()[before]
     guesses = {c.response_id for c in camera.commands_of(Speculate)}
     assert guesses <= {c.response_id for c in camera.commands_of(Cancel)}
+
+
+def test_a_plain_question_is_answered_from_what_was_seen_not_by_the_model() -> None:
+    camera = Camera(script=scripted("Is there a dog?"))
+    camera.watch(10_000)
+    asked(camera, "Is there a dog?")
+    assert camera.said()[-1] == "I do not see a dog. I may have missed it."
+    assert not camera.commands_of(Respond)
+
+
+@pytest.mark.parametrize("is_native", [False, True])
+def test_whether_it_is_safe_to_cross_is_never_left_to_a_model(is_native: bool) -> None:
+    script = scripted("Is it safe to cross?")
+    camera = Camera(script=script, session={"has_native_sight": is_native})
+    camera.watch(3_000)
+    asked(camera, "Is it safe to cross?")
+    assert "not a mobility aid" in camera.said()[-1]
+
+
+def test_the_model_is_told_of_its_listener_only_while_describing() -> None:
+    camera = Camera(ROOM)
+    assert GUIDE in camera.commands_of(Edit)[-1].conversation.instructions
+    off = {"type": "realtime", "omni": {"describe": None}}
+    shown = camera.send("session.update", session=off)[-1]["session"]["instructions"]
+    assert GUIDE not in camera.commands_of(Edit)[-1].conversation.instructions
+    assert GUIDE not in shown
 
 
 def test_quiet_by_voice_is_shown_in_the_session() -> None:

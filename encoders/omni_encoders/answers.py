@@ -1,0 +1,170 @@
+"""Plain questions about what the camera shows, answered from the scene itself.
+
+Called by :mod:`omni_streaming.describe` before a language model is asked. A small model answers
+"Is there a dog?" from a scene without one with whatever sounds likely; the scene knows what was
+found, what was perhaps found, and what its detector could not have found. Pure.
+
+What nobody may be told by a camera - whether it is safe to cross, which way to go, what a traffic
+light shows - is declined here, whatever model would answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from omni.types import Scene, Thing
+from omni_encoders import wording
+from omni_encoders.nouns import coco_labels, counted, noun, plural, with_article
+from omni_encoders.wording import WordingOptions
+
+NOT_A_GUIDE = (
+    "I cannot judge that. I am not a mobility aid: please rely on your cane, dog or hearing."
+)
+
+_SAFETY = re.compile(
+    r"\b(?:safe|dangerous) (?:for me )?to\b|\b(?:can|may|should|could|shall|do) (?:i|we) "
+    r"(?:now )?(?:go|cross|walk|move|step|turn|drive|pass|continue|proceed|stop)\b|"
+    r"\bis (?:it|the (?:road|street|way|path|crossing)) (?:safe|clear|free)\b|"
+    r"\bwhich (?:way|direction)\b|\bwhere (?:can|should|do|must) (?:i|we) (?:go|walk|turn)\b|"
+    r"\b(?:traffic|pedestrian|walk) (?:light|signal|sign)s?\b.*\b(?:green|red|amber|yellow|show|"
+    r"say|on|off|colou?r)\b|\bwhat (?:colou?r )?(?:is|does) the (?:traffic|pedestrian) light\b|"
+    r"\b(?:steps?|stairs?|kerb|curb|holes?|edge|platform edge)\b.*\b(?:ahead|in front|here|there)\b"
+)
+_ARTICLE = r"(?:an?|any|some|the|my|another|one)\s+"
+_NOUN = r"(?P<noun>[a-z][a-z ]{1,30}?)"
+_HERE = (
+    r"(?:\s+(?:here|there|ahead|nearby|around|around me|near me|in front(?: of me)?|in the (?:room|"
+    r"picture|scene|street|way)|in view|on (?:the|my) (?:left|right|table|desk|road|street|floor)|"
+    r"now|to be seen))*"
+)
+_ANYBODY = r"(?:anybody|anyone|somebody|someone|a person|people|any people)"
+_PATTERNS = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        ("is", rf"(?:is there|is|are there|do you see|can you see)\s+{_ANYBODY}{_HERE}"),
+        ("is", rf"(?:is there|are there|do you see|can you see)\s+(?:{_ARTICLE})?{_NOUN}{_HERE}"),
+        (
+            "count",
+            rf"how many {_NOUN}(?:\s+(?:are there|are|do you see|can you see|is there))?{_HERE}",
+        ),
+        ("where", rf"where(?: is|'s| are) (?:{_ARTICLE})?{_NOUN}{_HERE}"),
+        ("far", rf"how far(?: away)?(?: is| are) (?:{_ARTICLE})?{_NOUN}(?: away)?{_HERE}"),
+        (
+            "all",
+            r"what(?: is|'s) (?:on|in|at|under|near|beside) (?:the|my|this) "
+            r"(?:table|desk|room|street|road|floor|picture|chair|shelf|counter)",
+        ),
+    )
+)
+_SAME = {
+    "human": "person",
+    "man": "person",
+    "woman": "person",
+    "child": "person",
+    "pedestrian": "person",
+    "bike": "bicycle",
+    "motorbike": "motorcycle",
+    "lorry": "truck",
+    "van": "truck",
+    "sofa": "couch",
+    "table": "dining table",
+    "desk": "dining table",
+    "plant": "potted plant",
+    "phone": "cell phone",
+    "mobile phone": "cell phone",
+    "television": "tv",
+    "glass": "wine glass",
+    "fridge": "refrigerator",
+    "bag": "handbag",
+    "rucksack": "backpack",
+    "plane": "airplane",
+    "computer": "laptop",
+    "mug": "cup",
+    "puppy": "dog",
+    "kitten": "cat",
+}
+"""Other words for what the detector finds, and neighbours that it takes for it."""
+
+
+def is_about_safety(question: str) -> bool:
+    """Whether it asks for what a camera must not be asked: the way, a crossing, a light."""
+    return _SAFETY.search(_plain(question)) is not None
+
+
+def answer(question: str, scene: Scene, options: WordingOptions | None = None) -> str | None:
+    """What ``scene`` has to say to a plain question about it.
+
+    None: it is no such question, or asks for what the detector could not have found.
+    """
+    options = options or WordingOptions()
+    plain = _plain(question)
+    for kind, pattern in _PATTERNS:
+        if (match := pattern.fullmatch(plain)) is None:
+            continue
+        if scene.condition != "clear":
+            return wording.ABSTENTIONS[scene.condition]
+        if kind == "all":
+            return wording.overview(scene, options, 30, opening="I see:").text
+        label = _label(match.groupdict().get("noun") or "person")
+        if label is None:
+            return None
+        return _about(kind, label, scene, options)
+    return None
+
+
+def _plain(question: str) -> str:
+    words = re.sub(r"[^\w\s']", " ", question.lower().replace("’", "'")).split()
+    while words and words[0] in (
+        "and",
+        "so",
+        "okay",
+        "ok",
+        "please",
+        "hey",
+        "omni",
+        "well",
+        "tell",
+    ):
+        words = words[1:]
+    return " ".join(words)
+
+
+def _label(said: str) -> str | None:
+    """The detector's label for a noun, singular or plural; None: it could not have found it."""
+    known = coco_labels()
+    by_plural = {plural(label).lower(): label for label in known}
+    for word in (said, said.removesuffix("s"), said.removesuffix("es")):
+        for name in (word, _SAME.get(word, "")):
+            if name in known:
+                return name
+    return by_plural.get(said) or by_plural.get(plural(_SAME.get(said, said)).lower())
+
+
+def _about(kind: str, label: str, scene: Scene, options: WordingOptions) -> str:
+    alike = [t for t in scene.things if noun(t.label) == noun(label)]
+    sure = [thing for thing in alike if wording.is_sure(thing)]
+    unsure = [t for t in alike if not wording.is_sure(t) and t.confidence >= wording.DOUBTFUL]
+    if not sure and not unsure:
+        return f"I do not see {with_article(label)}. I may have missed it."
+    if not sure:
+        return f"I am not sure. Perhaps {_places(unsure, options)}."
+    places = _places(sure, options)
+    if kind == "is":
+        return f"Yes: {places}."
+    if kind == "count":
+        return (
+            f"I see {counted(label, len(sure))}: {places}." if len(sure) > 1 else f"One: {places}."
+        )
+    if kind == "far":
+        near = min(sure, key=lambda thing: thing.distance_m or float("inf"))
+        far = wording.distance(near.distance_m, options)
+        if not far:
+            return f"I cannot tell how far. I see {places}."
+        where = wording.direction(near, options)
+        return f"{far[:1].upper()}{far[1:]}, {where}. That is a rough guess."
+    return f"{places[:1].upper()}{places[1:]}."
+
+
+def _places(things: Sequence[Thing], options: WordingOptions) -> str:
+    return "; ".join(wording.placed(things, options, 30))

@@ -1,0 +1,119 @@
+"""Plain questions about the picture are answered from what was found, and no others."""
+
+from __future__ import annotations
+
+import pytest
+from omni_encoders.answers import answer, is_about_safety
+from omni_encoders.nouns import coco_labels
+from omni_encoders.wording import ABSTENTIONS, WordingOptions
+
+from omni.types import Scene, Thing
+
+
+def thing(label: str, x: float, confidence: float = 0.9, distance_m: float | None = None) -> Thing:
+    box = (x - 0.1, 0.3, x + 0.1, 0.9)
+    return Thing(label=label, confidence=confidence, box=box, distance_m=distance_m)
+
+
+STREET = Scene(
+    at_ms=0,
+    things=(
+        thing("person", 0.5, distance_m=5.0),
+        thing("person", 0.48, distance_m=6.0),
+        thing("car", 0.9, distance_m=8.0),
+        thing("dog", 0.1, confidence=0.45),
+        thing("cup", 0.5, confidence=0.2),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("Is there a car?", "Yes: a car on the right, about 8 metres."),
+        ("And is there anyone here?", "Yes: two people ahead, the nearest about 5 metres."),
+        ("Do you see any people?", "Yes: two people ahead, the nearest about 5 metres."),
+        ("Are there any bikes around?", "I do not see a bicycle. I may have missed it."),
+        ("Is there a cup on the table?", "I do not see a cup. I may have missed it."),
+        ("Can you see a dog?", "I am not sure. Perhaps a dog on the left."),
+        (
+            "How many people are there?",
+            "I see two people: two people ahead, the nearest about 5 metres.",
+        ),
+        ("How many cars?", "One: a car on the right, about 8 metres."),
+        ("Where is the car?", "A car on the right, about 8 metres."),
+        ("How far away is the car?", "About 8 metres, on the right. That is a rough guess."),
+        (
+            "What is on the table?",
+            "I see: a car on the right, about 8 metres; two people ahead, the nearest about "
+            "5 metres. I am not sure, perhaps a dog on the left.",
+        ),
+    ],
+)
+def test_a_question_about_what_was_looked_for_is_answered(question: str, expected: str) -> None:
+    assert answer(question, STREET) == expected
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What is the capital of Australia?",
+        "Tell me a joke.",
+        "Is there a key on the table?",  # the detector knows no keys
+        "Is there a dog breed called Akita?",
+        "How many people live in France?",
+        "Where is Paris?",
+        "What are the people wearing?",
+        "How many cars were sold last year?",
+        "",
+    ],
+)
+def test_other_questions_are_left_to_the_model(question: str) -> None:
+    assert answer(question, STREET) is None
+
+
+@pytest.mark.parametrize("condition", ["dark", "blurred", "covered", "bright"])
+def test_a_picture_that_cannot_be_judged_answers_nothing(condition: str) -> None:
+    scene = Scene(at_ms=0, condition=condition)  # type: ignore[arg-type]
+    assert answer("Is anybody there?", scene) == ABSTENTIONS[condition]
+
+
+def test_every_kind_of_thing_can_be_asked_for_in_singular_and_plural() -> None:
+    for label in coco_labels():
+        scene = Scene(at_ms=0, things=(thing(label, 0.5),))
+        for question in (f"Is there a {label}?", f"Where is the {label}?", f"How many {label}s?"):
+            found = answer(question, scene)
+            assert found is not None, question
+            assert "do not see" not in found, question
+
+
+def test_directions_follow_the_options() -> None:
+    options = WordingOptions(directions="clock", units="steps")
+    assert answer("Where is the car?", STREET, options) == "A car at 1 o'clock, about 10 steps."
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Is it safe to cross?",
+        "Can I cross now?",
+        "Is the traffic light green?",
+        "What colour is the traffic light?",
+        "Which way should I go?",
+        "Should I turn left?",
+        "Is the road clear?",
+        "Are there stairs ahead?",
+        "Is there a step in front of me?",
+        "Where should I walk?",
+    ],
+)
+def test_the_way_is_nothing_a_camera_may_show(question: str) -> None:
+    assert is_about_safety(question)
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["Is there a car?", "Read the sign.", "What colour is the cup?", "Tell me about green tea."],
+)
+def test_what_is_no_question_of_safety_is_not_declined(question: str) -> None:
+    assert not is_about_safety(question)
