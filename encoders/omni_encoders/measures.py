@@ -175,7 +175,8 @@ def _fitted(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     scale = MEASURED_SIDE / max(grey.shape)
     if scale < 1:
-        size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
+        # A gradient needs two pixels each way, in the narrowest strip too.
+        size = max(2, round(grey.shape[1] * scale)), max(2, round(grey.shape[0] * scale))
         grey = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return grey.astype(np.float32) / np.float32(255)
 

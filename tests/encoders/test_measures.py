@@ -116,3 +116,9 @@ def test_people_who_walk_are_motion() -> None:
     frames = [measure(frame).thumbnail for frame in street(0, 5, 10, 15)]
     motions = [motion_between(a, b) for a, b in pairwise(frames)]
     assert all(0.002 < motion < 0.1 for motion in motions), motions
+
+
+@pytest.mark.parametrize("size", [(9000, 12), (12, 9000), (10, 10)])
+def test_the_narrowest_strip_is_measured(size: tuple[int, int]) -> None:
+    dark = measure(np.zeros((*size, 3), dtype=np.uint8))
+    assert (dark.condition, dark.light) == ("covered", 0.0)
