@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import httpx
+import make_icons
 import numpy as np
 import pytest
 from omni_streaming.server import WEB
@@ -513,6 +514,17 @@ def test_every_module_the_page_needs_is_kept_by_the_worker() -> None:
         height, width = picture.shape[:2]
         assert f"{width}x{height}" == icon["sizes"]
         assert f'"{icon["src"]}",' in worker
+        assert (picture == make_icons.draw(width)).all(), "python streaming/make_icons.py"
+
+
+def test_key_in_the_address_opens_the_connection(tmp_path: Path) -> None:
+    require_browser()
+    config = Config(server=ServerConfig(api_key="secret"))
+    with serving(scripted_server(Script(), config)) as url, watching(tmp_path) as page:
+        page.open(f"{url}/see#key=secret")
+        page.press(ENTER)
+        page.wait(lambda p: p.phase == "listening")
+        assert "secret" not in page.js("return location.href")
 
 
 def test_page_is_public_but_its_connection_asks_for_the_key(tmp_path: Path) -> None:
