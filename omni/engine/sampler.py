@@ -23,8 +23,8 @@ _FIRST_CANDIDATES = 256
 _BLOCK = 512
 """Tokens whose probabilities are summed at once; near the root of a vocabulary's size."""
 
-_MIN_TEMPERATURE = 1e-4
-"""Below it only the likeliest tokens can be drawn anyway, and fp32 would overflow."""
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-4, 1e30
+"""Below, only the likeliest tokens can be drawn anyway, above, all alike; fp32 would overflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,8 @@ def _sample_row(logits: NDArray[np.float32], row: SampleRow) -> int | None:
         return None
     if params.temperature == 0.0 or params.top_k == 1:
         return best
-    scaled = (logits - logits[best]) / np.float32(max(params.temperature, _MIN_TEMPERATURE))
+    temperature = min(max(params.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE)
+    scaled = (logits - logits[best]) / np.float32(temperature)
     ids, probs = _candidates(scaled, params)
     index = _index_at(probs, _uniform(params.seed, len(row.token_ids)))
     return index if ids is None else int(ids[index])

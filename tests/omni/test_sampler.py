@@ -178,3 +178,11 @@ def test_tiny_temperature_is_greedy_and_does_not_overflow() -> None:
 def test_parameters_out_of_range_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{field} is {value}, expected"):
         SamplingParams(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_the_hottest_temperature_draws_nothing_that_is_impossible(top_k: int) -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.0, -torch.inf]])
+    for seed in range(20):
+        params = SamplingParams(temperature=1e300, top_k=top_k, seed=seed)
+        assert sample(logits, [SampleRow(params, [])])[0] in (1, 3)
