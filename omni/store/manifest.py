@@ -40,7 +40,10 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """One entry of the store; ``without`` says what works when it is not there."""
+    """One entry of the store; ``without`` says what works when it is not there.
+
+    What ``is_optional`` is fetched with the defaults where it can be had; talking works without.
+    """
 
     name: str
     role: str
@@ -48,6 +51,7 @@ class Model:
     about: str
     without: str
     is_default: bool
+    is_optional: bool
     files: tuple[File, ...]
 
     @property
@@ -73,7 +77,7 @@ class Manifest:
 
     @property
     def defaults(self) -> tuple[str, ...]:
-        """Names of the models that a conversation needs out of the box."""
+        """Names of the models that work together out of the box, the optional ones among them."""
         return tuple(model.name for model in self if model.is_default)
 
     def names(self, role: str | None = None) -> tuple[str, ...]:
@@ -129,6 +133,7 @@ def _model(table: Mapping[str, Any]) -> Model:
         about=table["about"],
         without=table["without"],
         is_default=table.get("default", False),
+        is_optional=table.get("optional", False),
         files=tuple(_file(entry) for entry in table["file"]),
     )
 

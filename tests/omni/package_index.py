@@ -162,7 +162,7 @@ def model_file(path: str, *parts: tuple[str, str, bytes]) -> File:
     )
 
 
-def manifest_of(name: str, *files: File) -> Manifest:
+def manifest_of(name: str, *files: File, is_optional: bool = False) -> Manifest:
     """A manifest with one default model; every package counts as 1 kB to download."""
     model = Model(
         name=name,
@@ -171,6 +171,7 @@ def manifest_of(name: str, *files: File) -> Manifest:
         about="a model for tests",
         without="the others work",
         is_default=True,
+        is_optional=is_optional,
         files=files,
     )
     return Manifest({name: model}, dict.fromkeys(model.sources, 1000))

