@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": "talk to Omni in the browser or from a Realtime client",
     "talk": "send a recording, or your microphone, and hear the answer",
     "chat": "talk to a model in writing",
+    "describe": "what would be said about a video or a camera to someone who cannot see",
     "fetch": "bring weights into the model store",
     "doctor": "what is installed, what is missing and what to do",
     "bench": "measure latency, accuracy and speed on this machine",
