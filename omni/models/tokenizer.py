@@ -89,7 +89,7 @@ class Tokenizer:
         """Build from a GGUF file's ``tokenizer.ggml.*`` fields.
 
         Raises:
-            ModelError: a field is missing, or the tokenizer is of an unknown kind.
+            ModelError: a field is missing or fits no other, or the tokenizer is of an unknown kind.
         """
         try:
             kind, pre = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
@@ -112,7 +112,12 @@ class Tokenizer:
         vocab = {token: index for index, token in enumerate(tokens) if types[index] != _UNUSED}
         parted = [merge.partition(" ") for merge in merges]
         pairs = [(left, right) for left, _, right in parted]
-        bpe = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs))
+        try:
+            bpe = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs))
+        except Exception as error:  # the library raises Exception itself
+            raise ModelError(
+                f"the model file's merges do not fit its vocabulary ({error}); fetch it again"
+            ) from error
         split, to_nfc = _KINDS[pre]
         bpe.pre_tokenizer = split()
         bpe.decoder = decoders.ByteLevel()
@@ -129,6 +134,10 @@ class Tokenizer:
         Raises:
             ModelError: the file is missing or not a byte-level BPE tokenizer.
         """
+        if not path.exists():
+            raise ModelError(
+                f"{path.parent} has no {path.name}; copy {path.name} beside the weights"
+            )
         try:
             bpe = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself

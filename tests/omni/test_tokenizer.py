@@ -204,6 +204,22 @@ def test_a_tokenizer_of_another_kind_is_refused(
         Tokenizer.from_gguf(changed)
 
 
+def test_merges_that_do_not_fit_the_vocabulary_are_one_sentence(
+    metadata: dict[str, object],
+) -> None:
+    merges = metadata["tokenizer.ggml.merges"]
+    assert isinstance(merges, list)
+    for wrong in ("no-such such-token", "no space"):
+        changed = metadata | {"tokenizer.ggml.merges": [*merges, wrong]}
+        with pytest.raises(ModelError, match=r"merges do not fit its vocabulary .*fetch it again"):
+            Tokenizer.from_gguf(changed)
+
+
+def test_a_folder_without_a_tokenizer_says_what_to_copy(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no tokenizer.json; copy tokenizer.json beside"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
 def test_a_hugging_face_file_keeps_its_added_tokens_out_of_text(tmp_path: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     hf = HFTokenizer(BPE({char: index for index, char in enumerate(alphabet)}, []))
