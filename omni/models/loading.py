@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from omni.models.gguf_file import GGUFFile
 from omni.models.parameters import Parameter
 from omni.models.template import ChatTemplate
 from omni.models.tokenizer import Tokenizer
-from omni.models.weights import SafetensorsFolder
+from omni.models.weights import Entry, SafetensorsFolder
 
 Progress = Callable[[int, int], None]
 """(parameters repacked so far, parameters in all); called on a first start only."""
@@ -63,18 +63,7 @@ def load(
             think and not made to; or of a shape that ``device`` cannot run.
     """
     source = _open(Path(path))
-    if isinstance(source.checkpoint, GGUFFile):
-        metadata = source.checkpoint.metadata
-        tokenizer = Tokenizer.from_gguf(metadata)
-        name = str(metadata.get("general.name", source.checkpoint.path.stem))
-    else:
-        folder = source.checkpoint.path
-        tokenizer, name = Tokenizer.from_file(folder / "tokenizer.json"), folder.name
-    num_embeddings = source.config.vocab_size
-    if tokenizer.vocab_size > num_embeddings:
-        raise ModelError(
-            f"{path} has {tokenizer.vocab_size} tokens but only {num_embeddings} embeddings"
-        )
+    tokenizer, name = _tokenizer(source)
     template = source.family.template(tokenizer, thinking)
     values = _values(source, home, progress, precision, adapter)  # slow, so after all refusals
     backbone = build_stack(source.config, values, device)
@@ -86,6 +75,17 @@ def load(
         context_tokens=backbone.max_positions,
         vision=_vision(source, precision),
     )
+
+
+def examine(path: Path | str, *, adapter: Path | str | None = None, thinking: bool = False) -> None:
+    """Refuse what :func:`load` would refuse by descriptions, names and shapes: reads no weight.
+
+    Raises:
+        ModelError: as :func:`load`, but for weights that are not as described.
+    """
+    source = _open(Path(path))
+    source.family.template(_tokenizer(source)[0], thinking)
+    _plan(source, adapter)
 
 
 def load_backbone(
@@ -143,6 +143,38 @@ def _open(path: Path) -> _Source:
     )
 
 
+def _tokenizer(source: _Source) -> tuple[Tokenizer, str]:
+    """The tokenizer that lies with the weights, and the model's name."""
+    if isinstance(source.checkpoint, GGUFFile):
+        metadata = source.checkpoint.metadata
+        tokenizer = Tokenizer.from_gguf(metadata)
+        name = str(metadata.get("general.name", source.checkpoint.path.stem))
+    else:
+        folder = source.checkpoint.path
+        tokenizer, name = Tokenizer.from_file(folder / "tokenizer.json"), folder.name
+    num_embeddings = source.config.vocab_size
+    if tokenizer.vocab_size > num_embeddings:
+        raise ModelError(
+            f"{source.checkpoint.path} has {tokenizer.vocab_size} tokens but only "
+            f"{num_embeddings} embeddings"
+        )
+    return tokenizer, name
+
+
+def _plan(source: _Source, adapter: Path | str | None) -> tuple[Sequence[Entry], list[Path], str]:
+    """What to read of the checkpoint and the adapter; the files; where they come from."""
+    family, config, checkpoint = source.family, source.config, source.checkpoint
+    plan = family.plan(config, source.format, checkpoint.names)
+    weights.check(plan, checkpoint, family.ignored(config))
+    origin = str(checkpoint.path.resolve())
+    if adapter is None:
+        return plan, source.files, origin
+    low_rank = Adapter(Path(adapter))
+    described = plan if source.format == "hf" else family.plan(config, "hf")
+    origin = f"{origin} with {low_rank.path.resolve()}"
+    return low_rank.applied(plan, described), [*source.files, *low_rank.files], origin
+
+
 def _vision(source: _Source, precision: Precision) -> VisionTower | None:
     """The model's eyes; None where it has none, or the checkpoint left them out (as GGUF does)."""
     checkpoint = source.checkpoint
@@ -178,15 +210,8 @@ def _values(
     precision: Precision,
     adapter: Path | str | None,
 ) -> Mapping[str, Parameter]:
-    family, config, checkpoint = source.family, source.config, source.checkpoint
-    plan = family.plan(config, source.format, checkpoint.names)
-    weights.check(plan, checkpoint, family.ignored(config))
-    files, origin = source.files, str(checkpoint.path.resolve())
-    if adapter is not None:
-        low_rank = Adapter(Path(adapter))
-        described = plan if source.format == "hf" else family.plan(config, "hf")
-        plan = low_rank.applied(plan, described)
-        files, origin = [*files, *low_rank.files], f"{origin} with {low_rank.path.resolve()}"
+    checkpoint = source.checkpoint
+    plan, files, origin = _plan(source, adapter)
     if precision == "fp32":
         return weights.read_dense(plan, checkpoint)
     folder = home / "repacked" / repacked.key_of(files)

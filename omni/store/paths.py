@@ -80,7 +80,7 @@ def find(
     if own.exists():
         if role == "backbone" and own.is_dir() and not _may_hold_a_model(own):
             raise ModelError(
-                f"{own} holds no model: a model's folder has config.json with *.safetensors, "
+                f"{own} holds no model; a model's folder has config.json with *.safetensors, "
                 "or one *.gguf"
             )
         return own

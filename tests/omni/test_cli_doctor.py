@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import os
 import shutil
 import socket
@@ -13,8 +14,11 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import tiny_qwen3_5
+from gguf import GGMLQuantizationType
 from omni_streaming.assembly import assemble
 from starlette.testclient import TestClient
+from tiny_models import make_hf, save_gguf
 
 from omni import config, store
 from omni.cli import doctor, main
@@ -128,6 +132,21 @@ def test_kernel_path_is_named() -> None:
     assert ("torch" if backend() == "torch" else backend()) in finding.what
 
 
+def test_kernels_switched_off_by_the_environment_are_switched_on_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from omni_kernels import library
+
+    before = library.backend()
+    monkeypatch.setenv("OMNI_KERNELS", "torch")
+    try:
+        library.select("torch")
+        (finding,) = doctor.examine_kernels()
+    finally:
+        library.select("" if before != "torch" else "torch")
+    assert (finding.level, finding.advice) == ("note", "unset OMNI_KERNELS")
+
+
 def test_the_device_is_named_and_a_card_is_called_unproven(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -155,11 +174,88 @@ def test_the_device_is_named_and_a_card_is_called_unproven(
     assert "engine.device=cpu" in finding.advice
 
 
-def test_ones_own_weights_are_accepted(tmp_path: Path) -> None:
+def test_ones_own_weights_are_accepted_when_they_are_a_model(tmp_path: Path) -> None:
     own = tmp_path / "mine.gguf"
-    own.write_bytes(b"GGUF" * 250_000)
-    findings = list(doctor.examine_models(settings(model__backbone=str(own)), tmp_path))
-    assert findings[0] == doctor.Finding("ok", f"backbone: {own}, 1 MB")
+    save_gguf(make_hf("qwen2", tied=True, heads=4, kv_heads=2), own, GGMLQuantizationType.F32)
+    chosen = settings(model__backbone=str(own))
+    finding = next(doctor.examine_models(chosen, tmp_path))
+    # It has weights but no tokenizer, which loading would refuse too.
+    assert (finding.level, finding.what.split(" field")[0]) == (
+        "missing",
+        "backbone: the model file has no 'tokenizer.ggml.model'",
+    )
+    folder = tmp_path / "folder"
+    tiny_qwen3_5.make("dense", vocab_size=1200).save_pretrained(folder)
+    finding = next(doctor.examine_models(settings(model__backbone=str(folder)), tmp_path))
+    assert finding.what == f"backbone: {folder} has no tokenizer.json"
+    assert finding.advice == "copy tokenizer.json beside the weights"
+    tiny_qwen3_5.make_tokenizer().save_pretrained(folder)
+    finding = next(doctor.examine_models(settings(model__backbone=str(folder)), tmp_path))
+    assert finding.level == "ok", finding
+
+
+def test_a_folder_of_an_unknown_architecture_is_not_called_ok(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_neo"}')
+    finding = next(doctor.examine_models(settings(model__backbone=str(tmp_path)), tmp_path))
+    assert finding.level == "missing"
+    assert "architecture 'gpt_neo' is not known" in finding.what
+
+
+def test_what_holds_no_model_is_said_once_with_advice(tmp_path: Path) -> None:
+    for own in (tmp_path, tmp_path / "none.gguf"):
+        finding = next(doctor.examine_models(settings(model__backbone=str(own)), tmp_path))
+        assert finding.level == "missing"
+        assert finding.advice
+        assert str(own) in finding.what
+        assert str(own) not in finding.advice
+
+
+def test_an_adapter_that_is_not_there_is_missing(tmp_path: Path) -> None:
+    folder, nowhere, empty = (tmp_path / name for name in ("model", "nowhere", "empty"))
+    tiny_qwen3_5.make("dense", vocab_size=1200).save_pretrained(folder)
+    tiny_qwen3_5.make_tokenizer().save_pretrained(folder)
+    empty.mkdir()
+    for adapter, says in ((nowhere, "there is no file or folder"), (empty, "is no LoRA adapter")):
+        chosen = settings(model__backbone=str(folder), model__adapter=str(adapter))
+        backbone, finding = itertools.islice(doctor.examine_models(chosen, tmp_path), 2)
+        assert backbone.level == "ok"
+        assert finding.what.startswith("adapter: ")
+        assert finding.level == "missing"
+        assert says in finding.what
+        assert finding.advice
+
+
+def test_absent_eyes_are_a_note_for_talking_works_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNI_HOME", str(tmp_path))
+    put_default_models(tmp_path)
+    for name in ("nanodet-416", "efficientnet-lite0"):
+        shutil.rmtree(store.folder(name, tmp_path))
+    assert main(["doctor", "--set", f"server.port={free_port()}"]) == 0
+    said = capsys.readouterr().out
+    assert "   note  detector: nanodet-416 is not in the model store" in said
+    assert "   note  classifier: efficientnet-lite0 is not in the model store" in said
+    assert "-> run `omni fetch nanodet-416`; until then conversations work, but nothing" in said
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**8))
+    (finding,) = doctor.examine_disk(settings(home=str(tmp_path)), tmp_path)
+    assert finding.level == "note"
+
+
+def test_without_npm_the_note_says_what_it_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda command: None)
+    monkeypatch.setenv("npm_config_userconfig", str(tmp_path / "none"))
+    monkeypatch.setenv("npm_config_globalconfig", str(tmp_path / "none"))
+    monkeypatch.delenv("npm_config_registry", raising=False)
+    (finding,) = doctor.examine_fetch_tools()
+    assert finding.level == "note"
+    assert "detector" in finding.advice
+    assert "kokoro-82m" in finding.advice
+    monkeypatch.setenv("npm_config_registry", "http://localhost/")  # asked without npm
+    assert not list(doctor.examine_fetch_tools())
 
 
 def test_disk_without_room_for_missing_models_is_said(
