@@ -171,6 +171,7 @@ async def serve(server: Server, listening: socket.socket, tls: ssl.SSLContext | 
             f"(model {server.model}; Ctrl-C stops).",
             flush=True,
         )
+        print(f"For who cannot see: {listener.url}/see describes what a camera shows.", flush=True)
         for line in how_to_reach(server.config, listener):
             print(line, flush=True)
         await serving
