@@ -168,7 +168,8 @@ async def serve(server: Server, listening: socket.socket, tls: ssl.SSLContext | 
             raise OmniError(f"the assistant could not be built: {failure!r}") from failure
         print(
             f"Ready after {time.monotonic() - began_s:.1f} s. Talk at {listener.url} "
-            f"(model {server.model}; {listener.url}/see describes what a camera shows; Ctrl-C stops).",
+            f"(model {server.model}; {listener.url}/see describes what a camera shows; "
+            "Ctrl-C stops).",
             flush=True,
         )
         for line in how_to_reach(server.config, listener):
