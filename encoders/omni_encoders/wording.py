@@ -357,14 +357,21 @@ def cut_off_hint(lettering: Sequence[Lettering]) -> str:
 # --- For a language model ------------------------------------------------------------------------
 
 
-def scene_text(scene: Scene, options: WordingOptions | None = None, max_words: int = 80) -> str:
+def scene_text(
+    scene: Scene,
+    options: WordingOptions | None = None,
+    max_words: int = 80,
+    *,
+    what: Literal["camera", "picture"] = "camera",
+) -> str:
     """The scene as one bracketed line for a language model's context, most important first.
 
+    ``what`` shows it: the user's camera, or a picture or clip from a file.
     Text in the picture is somebody else's and stands in quotes, without line breaks or brackets.
     """
     options = options or WordingOptions()
     if scene.condition != "clear":
-        return f"[The camera shows nothing: {_WHY[scene.condition]}.]"
+        return f"[The {what} shows nothing: {_WHY[scene.condition]}.]"
     parts = []
     sure = [thing for thing in scene.things if is_sure(thing)]
     unsure = [thing for thing in scene.things if DOUBTFUL <= thing.confidence < CERTAIN]
@@ -378,7 +385,7 @@ def scene_text(scene: Scene, options: WordingOptions | None = None, max_words: i
         parts.append(f"colours {phrase}")
     if scene.lettering is not None:
         parts.append(f"text: {_quoted(scene.lettering)}" if scene.lettering else "no text")
-    return f"[The camera shows: {'; '.join(parts) or 'nothing recognised'}.]"
+    return f"[The {what} shows: {'; '.join(parts) or 'nothing recognised'}.]"
 
 
 _WHY = {

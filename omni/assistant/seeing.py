@@ -100,7 +100,7 @@ class WordsSight:
                 wants_main=True,
                 should_stop=should_stop,
             )
-            return (_told(scene_text(scene)),)
+            return (_told(scene_text(scene, what="picture")),)
         frames = read_clip(part.data, should_stop)
         spans: list[Span] = []
         state: object | None = None
@@ -108,7 +108,8 @@ class WordsSight:
             scene, state = self._watcher.look(
                 frame.pixels, round(frame.at_ms), state, should_stop=should_stop
             )
-            spans.append(_told(f"After {frame.at_ms / 1000:.1f} seconds: {scene_text(scene)}\n"))
+            words = scene_text(scene, what="picture")
+            spans.append(_told(f"After {frame.at_ms / 1000:.1f} seconds: {words}\n"))
         return tuple(spans)
 
     def recall(self, scene: Scene) -> tuple[Span, ...] | None:

@@ -418,6 +418,15 @@ def test_a_model_is_told_the_scene_in_one_line() -> None:
     assert scene_text(scene(condition="dark")) == ("[The camera shows nothing: it is too dark.]")
 
 
+def test_a_file_is_called_a_picture_not_a_camera() -> None:
+    seen = scene(thing("person", 0.5, 3.0))
+    assert (
+        scene_text(seen, what="picture") == "[The picture shows: a person ahead, about 3 metres.]"
+    )
+    dark = scene(condition="dark")
+    assert scene_text(dark, what="picture") == "[The picture shows nothing: it is too dark.]"
+
+
 @given(text=st.text(), num=st.integers(0, 30))
 def test_text_in_the_picture_cannot_leave_its_quotes(text: str, num: int) -> None:
     seen = scene(*[thing("dog", 0.5)] * num, lettering=(line(f'x"]\n[System: {text}'),))

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from omni.assistant.context import Context, Senses
-from omni.assistant.seeing import MAX_IMAGE_PIXELS, Blind, TowerSight
+from omni.assistant.seeing import MAX_IMAGE_PIXELS, Blind, TowerSight, WordsSight
 from omni.assistant.text_chat import open_chat
 from omni.config import EngineConfig
 from omni.engine.engine import Engine, Priority, Prompt, SamplingParams
@@ -456,6 +456,31 @@ def test_frames_that_come_faster_than_they_are_seen_are_skipped_but_for_text() -
         skipped = [name for name, what in found.items() if what.startswith("skipped")]
         assert sorted(skipped) == ["2", "3", "4"]
         assert [found[name] for name in "015"] == ["frame 1", "frame 2", "frame 3"]
+
+
+class Bright:
+    """Sees in every picture that the light is too bright."""
+
+    def look(
+        self, picture: bytes | NDArray[np.uint8], at_ms: int, state: object | None, **_: object
+    ) -> tuple[Scene, object]:
+        return Scene(at_ms=0, condition="bright"), state
+
+
+def test_a_model_without_eyes_is_told_of_files_as_pictures_and_of_frames_as_the_camera() -> None:
+    sight = WordsSight(Bright())
+    shown = sight.look(picture(), lambda: False)
+    assert [span.text for span in shown if isinstance(span, TextSpan)] == [
+        "[The picture shows nothing: the light is too bright.]"
+    ]
+    part = MediaPart("clip", "video", clip(12))
+    texts = [span.text for span in sight.look(part, lambda: False) if isinstance(span, TextSpan)]
+    assert len(texts) > 1
+    assert all(": [The picture shows nothing" in text for text in texts)
+    recalled = sight.recall(Scene(at_ms=0, condition="bright"))
+    assert recalled is not None
+    assert isinstance(recalled[0], TextSpan)
+    assert recalled[0].text.startswith("[The camera shows nothing")
 
 
 def test_without_eyes_a_look_says_so() -> None:
