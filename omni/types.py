@@ -207,7 +207,7 @@ class ResponseConfig:
     modality: Literal["audio", "text"] = "audio"
     voice: str = "heart"
     speed: float = 1.0
-    """Speech speed, 0.25..1.5; 1.0 is the voice's own pace."""
+    """Speech speed, 0.25..2.5; 1.0 is the voice's own pace."""
     max_output_tokens: int = 4096
     tool_choice: str = "auto"
     """``none``, ``auto``, ``required`` or ``function:NAME``."""
@@ -510,6 +510,7 @@ class Done:
     response_id: str
     reason: Literal["completed", "max_output_tokens", "cancelled"]
     usage: Usage
+    is_thinking: bool = False  # max_output_tokens ended it inside its thought
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,7 +306,13 @@ class Answering:
         self._release(session, response)
         assert reason in ("completed", "max_output_tokens", "cancelled")
         self._emit(
-            Done(session.session_id, response.response_id, reason, response.total_usage())  # type: ignore[arg-type]
+            Done(
+                session.session_id,
+                response.response_id,
+                reason,  # type: ignore[arg-type]
+                response.total_usage(),
+                is_thinking=response.is_cut_in_thought,
+            )
         )
         self._advance(session)
 

@@ -143,7 +143,7 @@ class Response:
     @property
     def is_cut_in_thought(self) -> bool:
         """Whether the limit of tokens came before the end of its thought: nothing went wrong."""
-        return self._thought.is_open and self.done_reason == "max_output_tokens"
+        return self.done_reason == "max_output_tokens" and self._thought.is_open
 
     @property
     def is_cut_in_writing(self) -> bool:

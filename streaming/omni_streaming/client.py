@@ -361,7 +361,8 @@ class Client:
                 answer = self.answers[response["id"]]
                 answer.done_s = now_s
                 answer.status = response["status"]
-                answer.reason = (response.get("status_details") or {}).get("reason")
+                details = response.get("status_details") or {}
+                answer.reason = (details.get("error") or {}).get("message") or details.get("reason")
                 answer.usage = response.get("usage") or {}
             case "conversation.item.input_audio_transcription.completed":
                 self.transcripts[event["item_id"]] = event["transcript"]

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+CUT_IN_THOUGHT = "it was still thinking when max_output_tokens ended it"
+
 CONTEXT_SHARE = 0.75
 """Share of the backbone's context that the conversation may fill; the rest is for the answer."""
 
@@ -239,6 +241,7 @@ class Session:
         self._is_closed = True
         # The parts of a session refer to each other: what they hold would wait for the collector.
         self.turns.close()
+        self.describing.configure(None)
         self.items.clear()
 
     # --- Items -----------------------------------------------------------------------------------
@@ -376,7 +379,8 @@ class Session:
             message = "The assistant stopped this response."
             self._finish(response, "failed", error=("server_error", message), usage=output.usage)
         elif output.reason == "max_output_tokens":
-            self._finish(response, "incomplete", "max_output_tokens", usage=output.usage)
+            error = ("max_output_tokens", CUT_IN_THOUGHT) if output.is_thinking else None
+            self._finish(response, "incomplete", output.reason, error, output.usage)
         else:
             self._finish(response, "completed", usage=output.usage)
 

@@ -167,6 +167,14 @@ async def test_a_server_that_breaks_off_leaves_its_words_so_far(
     assert capsys.readouterr().out == "Omni: word word word\n"
 
 
+def test_why_an_answer_failed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    script = Script(answers=(Answer(text="Well", failure="context_length_exceeded"),))
+    server = make_server(build=partial(ScriptedAssistant, script=script), vad=LoudIsSpeech())
+    with serving_on_a_thread(server) as url:
+        assert main(["talk", "--url", url, "--text", "hi"]) == 0
+    assert "failed: The script says that this answer fails." in capsys.readouterr().out
+
+
 def test_tool_calls_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from omni_streaming.client import Answer as Heard
 

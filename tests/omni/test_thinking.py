@@ -179,6 +179,7 @@ def test_a_thought_that_is_cut_short_ends_in_words_and_with_its_reason(
     assert text_of(outputs) == APOLOGY  # never silence
     (done,) = of_kind(outputs, Done)
     assert done.reason == "max_output_tokens"
+    assert done.is_thinking
     assert done.usage.output_text_tokens == limit
     assert not of_kind(outputs, ToolCall)
     assert bool(of_kind(outputs, AudioDelta)) == (config is AUDIO)

@@ -281,6 +281,19 @@ def test_a_response_that_the_assistant_gives_up_has_failed() -> None:
     assert driver.events[-1]["response"]["status"] == "failed"
 
 
+def test_an_answer_that_ended_inside_its_thought_says_so() -> None:
+    for is_thinking in (False, True):
+        driver = Driver()
+        driver.say("hello")
+        driver.send("response.create")
+        (respond,) = driver.commands_of(Respond)
+        done = Done("sess_1", respond.response_id, "max_output_tokens", Usage(), is_thinking)
+        driver.handle(done)
+        details = driver.events[-1]["response"]["status_details"]
+        assert (details["type"], details["reason"]) == ("incomplete", "max_output_tokens")
+        assert ("still thinking" in str(details.get("error"))) == is_thinking
+
+
 def test_a_failed_transcription_is_told() -> None:
     driver = Driver()
     transcription = {"model": "whisper-1"}
