@@ -29,7 +29,10 @@ Chat with a model in the terminal. With a QUESTION: answers it and ends; without
 Ctrl-C stops an answer, which stays as far as it was printed. In a chat, a line may be
   /undo   take the last question and its answer back      /new    start over
   /stats  what the last answer cost                       /quit   end (so does Ctrl-D)
-  /image FILE, /video FILE   show a picture or a clip with the next question"""
+  /image FILE, /video FILE   show a picture or a clip with the next question
+
+Models with a vision tower see pictures and clips, others are told what a detector and a text reader
+find in them."""
 
 EXAMPLES = """\
 examples:
@@ -53,7 +56,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("question", nargs="*", metavar="QUESTION")
     parser.add_argument(
-        "--model", metavar="NAME", help="a name of `omni fetch --list`, or a file or folder"
+        "--model",
+        metavar="NAME",
+        help="a name of `omni fetch --list`, ORG/NAME of the hub once fetched, or a file or folder",
     )
     for kind, what in (("image", "picture"), ("video", "clip of up to a minute")):
         parser.add_argument(
@@ -61,7 +66,7 @@ def add_parser(subparsers: Subparsers) -> None:
             metavar="FILE",
             action="append",
             default=[],
-            help=f"a {what} to ask about; may be repeated (for models with a vision tower)",
+            help=f"a {what} to ask about; may be repeated",
         )
     parser.add_argument("--system", metavar="TEXT", help="instructions (model.instructions)")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest answer (%(default)s)")
@@ -121,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
                 _print_answer(chat, line, shown, args.stats)
                 shown.clear()
             except CapacityError as error:
-                print(f"{error}; /undo or /new makes room", file=sys.stderr)
+                print(f"{error}; shorten the question or start over with /new", file=sys.stderr)
     return 0
 
 
@@ -213,12 +218,21 @@ def _read(kind: Kind, name: str) -> MediaPart:
 
 def _shown(chat: TextChat, kind: str, name: str) -> list[MediaPart]:
     """The picture or clip that a line of the chat names; none, with the reason, if it is bad."""
+    name = name.strip()
+    if (
+        len(name) > 1 and name[0] in "'\"" and name[-1] == name[0]
+    ):  # as a shell or a file manager gives it
+        name = name[1:-1]
+    if not name:
+        print(f"name a file: /{kind} FILE", file=sys.stderr)
+        return []
     try:
         part = _read("image" if kind == "image" else "video", name)
         chat.look(part)
     except InputError as error:
         print(error, file=sys.stderr)
         return []
+    print(f"{name} will be shown with the next question.")
     return [part]
 
 

@@ -14,6 +14,7 @@ from omni.config import Config, EngineConfig, ModelConfig, home
 from omni.engine.engine import SamplingParams
 from omni.errors import CapacityError
 from omni.models import LoadedModel, load
+from omni.types import MediaPart
 
 pytestmark = pytest.mark.weights
 MODEL = "smollm2-135m"
@@ -95,6 +96,33 @@ def test_lines_of_a_pipe_are_a_conversation(
     assert "nothing to take back" in printed
     assert "/what is not a command" in printed
     assert "not read" not in printed
+
+
+def test_a_picture_is_named_with_spaces_and_quotes_or_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photo.png").write_bytes(b"seen by nobody here")
+    looked: list[MediaPart] = []
+    monkeypatch.setattr(TextChat, "look", lambda self, part: looked.append(part))
+    lines = ["/image", "/video  ", "/image   my photo.png ", "/image 'my photo.png'", "/image '"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*lines, "/quit\n"])))
+    assert main(["chat", "--model", MODEL]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "my photo.png will be shown with the next question.\n" * 2
+    assert len(looked) == 2
+    asked, asked_video, bad = printed.err.splitlines()
+    assert asked == "name a file: /image FILE"
+    assert asked_video == "name a file: /video FILE"
+    assert bad.startswith("cannot read the image '")
+
+
+def test_a_question_that_is_too_long_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("word " * 400 + "\n/quit\n"))
+    assert main(["chat", "--model", MODEL, "--set", "engine.max_context_tokens=256"]) == 0
+    assert "; shorten the question or start over with /new" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(
