@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,12 +29,22 @@ hearing       word error rate and CPU time beside faster-whisper
 hybrid        the Gated DeltaNet backbone at Qwen3.5-0.8B's shapes with random weights: rollback,
               growth with context, listening as prefill, speed beside llama.cpp and transformers
 kernels       the C++ operations beside torch, as a share of read bandwidth
+describe      live description: warnings missed and false, repetitions, silence, abstention on clips
+              of known truth; latencies of a server of its own (about 25 minutes; --quick: 5)
 
-All need the extra `bench`, except kernels; hearing and kernels need a source checkout, too. Ratios
-are taken side by side in one run; close other programs. The last line is JSON."""
+All need the extra `bench`, except kernels; hearing and kernels need a source checkout, too, and
+describe scikit-image and the Debian package opencv-doc. Ratios are taken side by side in one run;
+close other programs. The last line is JSON."""
 
-BENCHMARKS = ("conversation", "backbone", "hybrid", "hearing", "kernels")
-SCENARIOS = ("questions", "crowd", "pauses", "barge_in", "bystanders")
+BENCHMARKS = ("conversation", "backbone", "hybrid", "hearing", "kernels", "describe")
+SCENARIOS = {
+    "conversation": ("questions", "crowd", "pauses", "barge_in", "bystanders"),
+    "describe": (
+        *("hazards", "quiet", "static", "abstention"),  # generated clips, on a virtual clock
+        *("warnings", "changes", "asking", "reading", "looks"),  # a server, in real time
+    ),
+}
+"""Parts that can be measured alone."""
 SCRIPTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "backbone": (
         ("-m", "omni.benchmarks.backbone", "--quality"),
@@ -49,6 +61,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "hybrid": ("transformers", "xllamacpp", "matplotlib"),
     "hearing": ("faster_whisper", "jiwer", "transformers"),
     "kernels": (),
+    "describe": ("matplotlib", "skimage"),
 }
 """What each imports from the extra `bench`, some of it after minutes of measuring."""
 
@@ -63,7 +76,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all")
     parser.add_argument("--quick", action="store_true", help="fewer repeats: a smoke test")
     parser.add_argument(
-        "--only", choices=SCENARIOS, help="one part of `conversation`; its result is printed only"
+        "--only",
+        choices=[part for parts in SCENARIOS.values() for part in parts],
+        help="one part of `conversation` or `describe`; its result is printed only",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("docs/benchmarks"), help="folder of the results"
@@ -75,9 +90,12 @@ def run(args: argparse.Namespace) -> int:
     """Measure; see ``omni bench --help``."""
     config = read_config(args)
     names = chosen(args.names)
+    if args.only is not None and any(args.only not in SCENARIOS.get(name, ()) for name in names):
+        owner = next(name for name, parts in SCENARIOS.items() if args.only in parts)
+        raise OmniError(f"{args.only} is a part of {owner}: omni bench {owner} --only {args.only}")
     for name in names:
         _require(name, args.only)
-    if args.only is None or names != ("conversation",):
+    if args.only is None:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         if name == "conversation":
             _conversation(config, args)
+        elif name == "describe":
+            _describe(config, args)
         else:
             _script(name, args.out)
     return 0
@@ -104,7 +124,8 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
 
 def _require(name: str, only: str | None) -> None:
     """Refuse before anything is measured what could not be finished."""
-    needed = () if name == "conversation" and only is not None else PACKAGES[name]
+    is_drawn = only is None
+    needed = [package for package in PACKAGES[name] if is_drawn or package != "matplotlib"]
     if missing := [package for package in needed if not _is_installed(package)]:
         raise OmniError(
             f"{name} needs the extra: pip install -e '.[bench]' "
@@ -128,13 +149,22 @@ def _script(name: str, out: Path) -> None:
     results: list[dict[str, Any]] = []
     for arguments in SCRIPTS[name]:
         lines: list[str] = []
+        # In a session of its own, so that a terminal's Ctrl-C comes to us alone.
         with subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
         ) as process:
             assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                lines.append(line)
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    lines.append(line)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGTERM)  # and what it started
+                raise
         if not lines or not lines[-1].startswith("{"):  # 1 with a result: a target was missed
             raise OmniError(f"the benchmark {' '.join(arguments)} ended with {process.returncode}")
         results.append(json.loads(lines[-1]))
@@ -156,10 +186,6 @@ def _conversation(config: Config, args: argparse.Namespace) -> None:
     from omni.benchmarks.server import serving
 
     quick: bool = args.quick
-    settings = [f"--set={setting}" for setting in args.set]
-    if args.config:
-        settings += ["--config", str(args.config)]
-
     only: str | None = args.only
 
     async def measure(url: str) -> dict[str, Any]:
@@ -184,7 +210,7 @@ def _conversation(config: Config, args: argparse.Namespace) -> None:
             result["bystanders"] = await conversation.bystanders(url, 2 if quick else 10, _log)
         return result
 
-    with serving(settings) as url:
+    with serving(_settings(args)) as url:
         result = asyncio.run(measure(url))
     if only is not None:
         print(json.dumps(result))
@@ -205,6 +231,38 @@ def _conversation(config: Config, args: argparse.Namespace) -> None:
     }
     print(f"Written: {path}, {picture}")
     print(json.dumps(summary))
+
+
+def _describe(config: Config, args: argparse.Namespace) -> None:
+    from omni.benchmarks import describe_report, report
+    from omni.benchmarks.describe_parts import measure
+
+    parts = SCENARIOS["describe"] if args.only is None else (args.only,)
+    result = measure(config, parts, _settings(args), _log, quick=args.quick)
+    if args.only is not None:
+        print(json.dumps(result))
+        return
+    path = report.write(args.out, "describe", result)
+    picture = describe_report.draw(args.out, result)
+    rows = describe_report.rows(result)
+    for row in rows:
+        mark = {True: "met", False: "MISSED", None: ""}[row.met]
+        _log(f"{row.what}: {row.measured} {row.target and f'({row.target}) '}{mark}")
+    print(f"Written: {path}, {picture}")
+    print(
+        json.dumps(
+            {
+                "met": sum(r.met is True for r in rows),
+                "targets": sum(r.met is not None for r in rows),
+            }
+        )
+    )
+
+
+def _settings(args: argparse.Namespace) -> list[str]:
+    """The settings as options of the server to be started."""
+    config = ["--config", str(args.config)] if args.config else []
+    return [*(f"--set={setting}" for setting in args.set), *config]
 
 
 def _log(line: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omni import config, store
 from omni.cli import COMMANDS, EXIT_INTERRUPTED, add_config_options, read_config
-from omni.errors import FetchError
+from omni.errors import FetchError, InputError
 
 if TYPE_CHECKING:
     from omni.cli import Subparsers
@@ -47,6 +47,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fetch, list or verify; see ``omni fetch --help``."""
     home, manifest = config.home(read_config(args)), store.MANIFEST
+    for name in args.names:
+        refuse_own(name, manifest)
     hub = {name: model for name in args.names if (model := store.HubModel.of(name))}
     names = tuple(dict.fromkeys(name for name in args.names if name not in hub))
     if not args.names:
@@ -71,6 +73,18 @@ def run(args: argparse.Namespace) -> int:
         names = tuple(name for name in names if name not in extra)
     code = fetch(names, home, manifest, again) if names or not hub else 0
     return code or fetch_optional(extra, home, manifest, again) or fetch_from_hub(hub, home, again)
+
+
+def refuse_own(name: str, manifest: store.Manifest) -> None:
+    """Refuse what a setting would take as a file or folder of one's own.
+
+    Raises:
+        InputError: it is one.
+    """
+    own = Path(name).expanduser()
+    if name not in manifest.models and own.exists():
+        kind = "folder" if own.is_dir() else "file"
+        raise InputError(f"{name} is a {kind} and needs no fetching: give it to --model")
 
 
 def fetch_from_hub(models: dict[str, store.HubModel], home: Path, again: str) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from omni.cli import bench, main
+from omni.cli import EXIT_INTERRUPTED, bench, main
 
 
 def test_a_benchmark_without_its_packages_names_the_extra(
@@ -39,6 +42,38 @@ def test_a_benchmark_of_the_source_says_where_to_run_it(
 @pytest.mark.parametrize("names", [[], ["all"], ["kernels", "all"]])
 def test_all_means_every_benchmark(names: list[str]) -> None:
     assert bench.chosen(names) == bench.BENCHMARKS
+
+
+def test_ctrl_c_ends_a_benchmark_and_what_it_started_without_tracebacks(tmp_path: Path) -> None:
+    marker = tmp_path / "grandchild"
+    child = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(marker)!r}, 'w').write(str(child.pid))\n"
+        "print('measuring', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    code = (
+        "import sys\nfrom omni.cli import bench, main\n"
+        f"bench.SCRIPTS['backbone'] = (('-c', {child!r}),)\nbench.PACKAGES['backbone'] = ()\n"
+        f"sys.exit(main(['bench', 'backbone', '--out', {str(tmp_path)!r}]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a terminal's Ctrl-C reaches the whole group
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "measuring\n":
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED
+    assert "Traceback" not in said
+    status = Path("/proc") / marker.read_text() / "status"
+    assert not status.exists() or "State:\tZ" in status.read_text()
 
 
 def test_the_folder_of_the_results_is_made_and_named(

