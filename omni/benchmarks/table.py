@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omni.benchmarks import hybrid_report, kernels_report
+from omni.benchmarks import describe_report, hybrid_report, kernels_report
 from omni.benchmarks.row import Row
 
 HEAD = """# Benchmarks
 
 Made by `python -m omni.benchmarks.table docs/benchmarks` from the JSON files that `omni bench`
 writes; nothing here is typed by hand but the notes. Absolute times depend on the machine; what was
-compared was measured side by side in one run.
+compared was measured side by side in one run. A "+" behind a commit: the code had changes that were
+not committed.
 
 | what | target | measured | | command | commit |
 |---|---|---|---|---|---|
@@ -191,6 +192,7 @@ PARTS = {
     "hybrid": hybrid_report.rows,
     "hearing": hearing,
     "kernels": kernels_report.rows,
+    "describe": describe_report.rows,
 }
 
 
@@ -221,6 +223,8 @@ def render(folder: Path) -> str:
     if (folder / "kernels.png").exists():
         text += "\n## The operations\n\n![shares and ratios](benchmarks/kernels.png)\n"
         text += "\nEvery figure: [kernels.md](kernels.md#on-the-cpu).\n"
+    if (folder / "describe.png").exists():
+        text += "\n## Live description\n\n![latencies, false alarms](benchmarks/describe.png)\n"
     notes = folder / "notes.md"
     if notes.exists():
         text += "\n" + notes.read_text(encoding="utf-8")
