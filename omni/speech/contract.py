@@ -66,6 +66,6 @@ class SpeechDecoder(Protocol):
         """Begin an answer.
 
         Raises:
-            InputError: ``voice`` is not in ``voices`` or ``speed`` is outside 0.25..1.5.
+            InputError: ``voice`` is not in ``voices`` or ``speed`` is outside 0.25..2.5.
         """
         ...

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from omni.types import Conversation as Context
-from omni.types import Look, MediaPart, Message, Say, Seen, TextPart
+from omni.types import Look, MediaPart, Message, ResponseConfig, Say, Seen, TextPart
 from omni_streaming import events
 from omni_streaming.describe import Describer
 from omni_streaming.describe_settings import (
@@ -95,7 +95,8 @@ class Describing:
             self._newest = self._waiting = self._looking = self._seen = None
             return
         self._options = options
-        settings = DescribeSettings(**options, has_native_sight=self._session.has_native_sight)
+        chosen = {name: value for name, value in options.items() if name != "rate"}
+        settings = DescribeSettings(**chosen, has_native_sight=self._session.has_native_sight)
         if self._describer is None:
             self._describer = Describer(settings, self._session.now_ms)
         else:
@@ -190,7 +191,8 @@ class Describing:
         """``settings`` of an ordinary answer, marked in describe mode as what it is."""
         if self._describer is None:
             return settings
-        return replace(settings, metadata={**(settings.metadata or {}), KIND_KEY: "answer"})
+        metadata = {**(settings.metadata or {}), KIND_KEY: "answer"}
+        return replace(settings, metadata=metadata, config=self._paced(settings.config))
 
     # --- Inside ----------------------------------------------------------------------------------
 
@@ -263,7 +265,8 @@ class Describing:
         elif session.active is not None:
             return
         metadata = {KIND_KEY: action.kind, FRAME_KEY: str(action.frame_at_ms)}
-        settings = replace(session.settings.response(), metadata=metadata)
+        settings = session.settings.response()
+        settings = replace(settings, metadata=metadata, config=self._paced(settings.config))
         if isinstance(action, SayWords):
             response = session.begin(session.new_id("resp"), settings)
             session.queue.add(Say(session.session_id, response.id, action.text, settings.config))
@@ -271,6 +274,10 @@ class Describing:
             self._ask(
                 action, replace(settings, config=replace(settings.config, tool_choice="none"))
             )
+
+    def _paced(self, config: ResponseConfig) -> ResponseConfig:
+        """``config`` at the pace that the listener has chosen, even beyond the protocol's."""
+        return replace(config, speed=self._options.get("rate") or config.speed)
 
     def _fall_silent(self) -> None:
         self._read_until_ms = self._session.now_ms

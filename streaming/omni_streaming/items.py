@@ -248,6 +248,7 @@ class Describe(Wire):
     units: Literal["metric", "imperial", "steps"] | None = None
     directions: Literal["sides", "clock"] | None = None
     language: Literal["en"] | None = None
+    rate: float | None = Field(None, ge=0.25, le=2.5)  # in place of audio.output.speed
     hazards: bool | None = None
     quiet: bool | None = None
 

@@ -77,6 +77,7 @@ def test_one_key_starts_camera_microphone_and_description(sight: Sight) -> None:
                 "hazards": True,
                 "quiet": False,
                 "language": "en",
+                "rate": 1,
             }
         },
     }

@@ -109,6 +109,15 @@ def test_the_options_are_echoed_as_sent_and_merge() -> None:
     assert "needs describe mode" in error["message"]
 
 
+def test_the_pace_may_go_beyond_the_protocols() -> None:
+    camera = Camera(ROOM, rate=2.0)
+    camera.watch(8_000)
+    assert {command.config.speed for command in camera.commands_of(Say)} == {2.0}
+    patch = {"type": "realtime", "omni": {"describe": {"rate": 4.0}}}
+    error = camera.send("session.update", session=patch)[0]["error"]
+    assert error["param"] == "session.omni.describe.rate"
+
+
 def test_an_unknown_option_is_an_error() -> None:
     driver = Driver()
     patch = {"type": "realtime", "omni": {"describe": {"verbosty": "brief"}}}

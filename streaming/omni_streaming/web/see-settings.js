@@ -6,7 +6,7 @@ const KEY = "omni.see";
 const CHOICES = {
   spokenBy: ["omni", "reader"],
   verbosity: ["normal", "brief", "detailed"],
-  speed: ["1", "0.75", "1.25", "1.5"], // the protocol allows no more than 1.5
+  speed: ["1", "0.75", "1.25", "1.5", "1.75", "2", "2.5"],
   directions: ["sides", "clock"],
   units: ["metric", "imperial", "steps"],
   listening: ["always", "hold", "press"],
@@ -47,7 +47,8 @@ export class Settings {
    */
   toSession({ hasSound, hasCamera, isQuiet }) {
     const { verbosity, units, directions, hazards } = this;
-    const describe = { verbosity, units, directions, hazards, quiet: isQuiet, language: "en" };
+    const rate = Number(this.speed);
+    const describe = { verbosity, units, directions, hazards, rate, quiet: isQuiet, language: "en" };
     return {
       type: "realtime",
       output_modalities: [this.isReader || !hasSound ? "text" : "audio"],
@@ -56,7 +57,7 @@ export class Settings {
           transcription: { model: "whisper-1" },
           turn_detection: this.listening === "always" ? { type: "server_vad" } : null,
         },
-        output: { speed: Number(this.speed) },
+        output: { speed: Math.min(rate, 1.5) }, // the protocol allows no more
       },
       omni: { describe: hasCamera ? describe : null },
     };
