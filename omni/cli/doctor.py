@@ -287,6 +287,8 @@ def _refused(role: str, error: ModelError) -> Finding:
     if not what:
         what = str(error)
         advice = "name one of `omni fetch --list`, or a file or folder that holds one"
+        if role == "adapter":
+            advice = "set model.adapter to a folder with adapter_config.json, or leave it out"
     if role in _OPTIONAL_ROLES:
         advice += "; until then conversations work, but nothing that is shown is described"
         return Finding("note", f"{role}: {what}", advice)
