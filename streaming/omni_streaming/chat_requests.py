@@ -314,7 +314,8 @@ def _object(body: bytes) -> dict[str, Any]:
             "invalid_value", f"The request has more than {MAX_ELEMENTS} values; send fewer at once."
         )
     try:
-        data = json.loads(body, parse_constant=_refuse)
+        # Strict, where json would let surrogates pass that are written as bytes.
+        data = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse)
         if b"\\u" in body:  # a lone surrogate parses, but no UTF-8 text could carry it
             json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

@@ -373,8 +373,11 @@ def test_only_post_is_allowed(url: str) -> None:
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
-def test_lone_surrogates_in_a_text_are_refused_before_the_assistant_sees_them() -> None:
-    body = b'{"messages": [{"role": "user", "content": "\\ud800"}]}'
+@pytest.mark.parametrize("encoded", [b"\\ud800", b"\xed\xa0\x80"])
+def test_lone_surrogates_in_a_text_are_refused_before_the_assistant_sees_them(
+    encoded: bytes,
+) -> None:
+    body = b'{"messages": [{"role": "user", "content": "' + encoded + b'"}]}'
     with pytest.raises(ClientError, match="not valid JSON"):
         parse(body, max_context_tokens=100)
 
