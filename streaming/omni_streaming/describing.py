@@ -7,6 +7,7 @@ nothing here does anything.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     from omni_streaming.session import Session
     from omni_streaming.settings import ResponseSettings
 
-MAX_OFFSET_DRIFT_MS = 1.0
-"""How much later a frame may come at best from one frame to the next: clocks drift apart."""
+NUM_TIMED_FRAMES = 64
+"""The quickest of the last so many tells how the clocks differ. They drift apart, and leap: set
+right, or asleep with their machine. A longer memory would take every later frame for an old one."""
 
 READ_MS_PER_WORD = 250
 """Of words in writing: nobody says when they have been read. Screen readers are set to about 300
@@ -75,8 +77,8 @@ class Describing:
         self._looking: Frame | None = None  # what the assistant is looking at
         self._seen: Frame | None = None  # the newest that was looked at
         self._wants_text = False
-        self._best_offset_ms: float | None = None  # our clock less the client's, at best
-        self._speech: Speech | None = None  # as last told to the describer
+        self._offsets_ms: deque[float] = deque(maxlen=NUM_TIMED_FRAMES)  # our clock less theirs
+        self._speech: tuple[Speech, str | None] | None = None  # as last told, and of which response
         self._kinds: dict[str, Speech] = {}  # of responses that are under way or audible
         self._audible: str | None = None  # response whose sound or words were sent last
         self._read_until_ms = 0  # what is in writing, by our best knowledge
@@ -92,13 +94,15 @@ class Describing:
         options = (wire or {}).get("describe")
         if options is None:
             self._describer = None
-            self._newest = self._waiting = self._looking = self._seen = None
+            self._newest = self._waiting = self._looking = self._seen = self._speech = None
+            self._wants_text = False
             return
         self._options = options
         chosen = {name: value for name, value in options.items() if name != "rate"}
         settings = DescribeSettings(**chosen, has_native_sight=self._session.has_native_sight)
         if self._describer is None:
             self._describer = Describer(settings, self._session.now_ms)
+            self._tell_speech()
         else:
             self._describer.update(settings)
         self._act()
@@ -163,17 +167,30 @@ class Describing:
 
     def sounded(self, response: Response) -> None:
         """Sound of a response was sent."""
+        self._audible = response.id
         if self._describer is not None:
-            self._audible = response.id
             self._tell_speech()
 
     def wrote(self, response: Response, text: str) -> None:
         """Words of a response were sent in writing: a screen reader says them."""
+        begins_ms = max(self._read_until_ms, self._session.now_ms)
+        self._read_until_ms = begins_ms + READ_MS_PER_WORD * len(text.split())
+        self._audible = response.id
         if self._describer is not None:
-            begins_ms = max(self._read_until_ms, self._session.now_ms)
-            self._read_until_ms = begins_ms + READ_MS_PER_WORD * len(text.split())
-            self._audible = response.id
             self._tell_speech()
+
+    @property
+    def may_give_way(self) -> bool:
+        """Whether the active response is a mere description, which a question may end."""
+        active = self._session.active
+        if self._describer is None or active is None:
+            return False
+        return _kind_of(active) not in ("assistant", "hazard")
+
+    def give_way(self) -> None:
+        """A question is about to be answered: a mere description ends."""
+        if self.may_give_way:
+            self._fall_silent()
 
     def shown(self) -> tuple[MediaPart, ...]:
         """What stands before the words of a question: the newest picture that was looked at."""
@@ -201,13 +218,8 @@ class Describing:
         now_ms = self._session.now_ms
         if taken_ms is None:
             return now_ms
-        offset_ms = now_ms - taken_ms
-        best_ms = self._best_offset_ms
-        if best_ms is None or offset_ms < best_ms:
-            self._best_offset_ms = offset_ms
-        else:
-            self._best_offset_ms = min(best_ms + MAX_OFFSET_DRIFT_MS, offset_ms)
-        return round(min(taken_ms + self._best_offset_ms, now_ms))
+        self._offsets_ms.append(now_ms - taken_ms)
+        return round(min(taken_ms + min(self._offsets_ms), now_ms))
 
     def _look(self) -> None:
         """Have the newest frame looked at, if nothing else is."""
@@ -227,12 +239,13 @@ class Describing:
         assert describer is not None
         is_sounding = session.playback.is_audible or session.now_ms < self._read_until_ms
         is_heard = is_sounding and self._audible is not None
-        speech = self._kinds.get(self._audible or "", "assistant") if is_heard else None
+        kind = self._kinds.get(self._audible or "", "assistant") if is_heard else None
         if session.active is None and not is_heard:
             self._kinds.clear()
+        speech = (kind, self._audible) if kind is not None else None
         if speech != self._speech:
             self._speech = speech
-            describer.speaking(speech, session.now_ms)
+            describer.speaking(kind, session.now_ms)
 
     def _carry_out(self, name: CommandName) -> None:
         """What a command changes of the session itself, and what the describer wants of it."""
@@ -256,6 +269,7 @@ class Describing:
             self._look()
             return
         if isinstance(action, StopSpeaking):
+            session.turns.take_owed()  # nobody wants it any more
             self._fall_silent()
             return
         if session.now_ms > action.expires_at_ms:

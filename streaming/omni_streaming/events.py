@@ -30,6 +30,8 @@ Event = dict[str, Any]
 MAX_ELEMENTS = 50_000
 """Values in one message: parsing and checking more would hold the interpreter from other sessions
 for too long, whichever thread does it. 128 tools with large schemas are about 15,000."""
+MAX_CLOCK_MS = 2**53
+"""Of a client's clock, either side of its beginning: whole milliseconds are exact so far."""
 MAX_FAULTS = 100
 """Faults of one event that are looked through for the most telling one."""
 MAX_PATH_CHARS = 200
@@ -103,7 +105,7 @@ class AppendFrame(ClientEvent):
     """
 
     image: str
-    taken_ms: float | None = None
+    taken_ms: float | None = Field(None, ge=-MAX_CLOCK_MS, le=MAX_CLOCK_MS)
 
 
 class DescribeCommand(ClientEvent):

@@ -329,8 +329,10 @@ class Requests:
             raise ClientError(
                 "invalid_value", "A transcription session makes no responses.", "type"
             )
+        if event.response is None and session.turns.answer_committed():
+            return
         is_in_band = params.conversation != "none"
-        if is_in_band and session.active is not None:
+        if is_in_band and session.active is not None and not session.describing.may_give_way:
             raise ClientError(
                 "conversation_already_has_active_response",
                 "Conversation already has an active response in progress: "
@@ -342,10 +344,11 @@ class Requests:
                 "too_many_responses",
                 f"{MAX_PARALLEL_RESPONSES} responses are in progress, which is the limit.",
             )
-        if event.response is None and session.turns.answer_committed():
-            return
         settings = session.settings.response(params, has_spoken=session.has_spoken)
-        session.respond(session.describing.answering(settings), self._context(params))
+        context = self._context(params)
+        if is_in_band:
+            session.describing.give_way()
+        session.respond(session.describing.answering(settings), context)
 
     def _context(self, params: ResponseParams) -> Context | None:
         """The context of a response that differs from the conversation's; None: it does not."""

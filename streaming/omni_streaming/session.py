@@ -404,7 +404,9 @@ class Session:
             self.emit(events.stop_playback())
         self._stop_playback()
         if self.active is not None:
+            owed = self.turns.take_owed()
             self.cancel(self.active, "turn_detected")
+            self.turns.owe(owed)  # to be answered after what is said now
         self.sync()
 
     def _finish(

@@ -254,9 +254,19 @@ class TurnTaking:
         remaining_ms = self._session.playback.remaining_ms
         position = self._hearing.position + round(remaining_ms * INPUT_RATE_HZ / 1000)
         self._idle_since = (self._session.now_ms + remaining_ms, position)
+        session, owed = self._session, self.take_owed()
+        if owed is not None and not session.is_ending:
+            settings = session.describing.answering(session.settings.response())
+            session.respond(settings, None, owed)
+
+    def take_owed(self) -> str | None:
+        """The turn that waits for a response to end before it is answered; it waits no more."""
         owed, self._owed_turn_id = self._owed_turn_id, None
-        if owed is not None and not self._session.is_ending:
-            self._session.respond(self._session.settings.response(), None, owed)
+        return owed
+
+    def owe(self, turn_id: str | None) -> None:
+        """Answer a turn when the next response has ended."""
+        self._owed_turn_id = turn_id
 
     def _check_idle(self) -> None:
         session, detection = self._session, self._hearing.detection
@@ -366,6 +376,7 @@ class TurnTaking:
     def _answer(self, turn_id: str, speculation: Speculation | None) -> None:
         """Answer a turn, by the ``speculation`` that was confirmed if there is one."""
         session = self._session
+        session.describing.give_way()
         if session.active is not None:  # a warning, or the user may not interrupt
             self._owed_turn_id = turn_id
             if speculation is not None:

@@ -23,9 +23,11 @@ from omni.types import (
     Discard,
     Edit,
     Feed,
+    MediaPart,
     Open,
     Respond,
     ResultPart,
+    Say,
     ScoreTurn,
     Speculate,
     TextPart,
@@ -266,6 +268,10 @@ class CommandInvariants:
                 del self.turns[turn_id]
                 self.ended.add(turn_id)
                 self.responses.add(command.response_id)
+            case Say():
+                assert command.text
+                assert command.response_id not in self.responses
+                self.responses.add(command.response_id)
             case Respond():
                 if command.conversation is not None:
                     check_context(command.conversation)
@@ -296,5 +302,5 @@ def check_context(conversation: Conversation) -> None:
             elif isinstance(part, TextPart):
                 assert part.text
             else:
-                assert isinstance(part, AudioPart)
+                assert isinstance(part, AudioPart | MediaPart)
                 assert message.role == "user"
