@@ -17,12 +17,14 @@ from omni_encoders.wording import CERTAIN
 from omni.types import Thing
 from omni_streaming.describe_settings import (
     AHEAD_SHARE,
+    CLOSE_M,
     GROWING_WITHIN_M,
     GROWTH_PER_S,
     HAZARD_CONFIDENCE,
     HEARD_MS,
     MUCH_CLOSER,
     REPEAT_MS,
+    SOON_PER_S,
     TALL_SHARE,
     VEHICLE_NEAR_M,
     VEHICLE_WITHIN_M,
@@ -142,6 +144,8 @@ def judge(thing: Thing) -> Danger | None:
         is_very_near, is_within = thing.height >= VERY_NEAR_HEIGHT, True
     else:
         is_very_near, is_within = metres <= near_m, metres <= within_m
+        if word not in VEHICLES and metres > CLOSE_M:
+            is_growing = is_growing and thing.approach_per_s >= SOON_PER_S
     if is_very_near and (is_seen_twice or thing.confidence >= CERTAIN):
         return Danger(thing, is_growing, math.inf)
     is_in_the_way = abs(thing.centre_x - 0.5) <= AHEAD_SHARE or thing.height >= TALL_SHARE

@@ -215,10 +215,30 @@ def test_warnings_can_be_switched_off() -> None:
 
 def test_the_more_urgent_of_two_dangers_cuts_off_the_other() -> None:
     world = settled(EMPTY)
-    person = thing("person", 0.5, track=1, growth=0.25, metres=8.0)
+    person = thing("person", 0.5, track=1, growth=0.5, metres=5.0)
     world.show(scene(person), 200)
     world.show(scene(person, thing("bus", 0.8, track=2, metres=2.0, size=0.6)), 200)
     assert world.said("hazard") == ["Person approaching, ahead!", "Bus very near, on the right!"]
+
+
+@pytest.mark.parametrize(
+    ("growth", "metres", "is_warned"),
+    [
+        (0.5, 7.7, False),
+        (0.34, 4.4, False),
+        (0.24, 6.0, False),
+        (0.45, 5.0, True),
+        (0.25, 2.5, True),
+    ],
+)
+def test_somebody_who_walks_is_warned_of_when_contact_is_near(
+    growth: float, metres: float, is_warned: bool
+) -> None:
+    """The first three are of a street video in which nobody comes near the camera."""
+    world = settled(EMPTY)
+    for _ in range(3):
+        world.show(scene(thing("person", 0.5, track=1, growth=growth, metres=metres)), 200)
+    assert bool(world.said("hazard")) is is_warned
 
 
 # --- Time ----------------------------------------------------------------------------------------
