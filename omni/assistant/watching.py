@@ -114,6 +114,7 @@ class Watching:
         self._watcher = watcher
         self._parts = parts
         self._emit = emit
+        self._is_failing = False  # and the log has said why
 
     def look(self, session: Session, command: Look) -> None:
         """See a frame once those before it have been seen."""
@@ -159,11 +160,12 @@ class Watching:
             if isinstance(result, InputError):
                 self._tell(command, "bad_picture", str(result))
             elif isinstance(result, BaseException):
-                if not isinstance(result, OmniError):
-                    logger.error("a frame could not be seen", exc_info=result)
                 is_full = isinstance(result, CancelledError | CapacityError)
+                if not is_full:
+                    self._log(result)
                 self._tell(command, "skipped" if is_full else "no_eyes", str(result))
             else:
+                self._is_failing = False
                 scene, watch.state = result
                 watch.scenes[command.frame_id] = scene
                 while len(watch.scenes) > MAX_SCENES:
@@ -172,6 +174,14 @@ class Watching:
             self._next(watch)
 
         watch.ticket = ticket = self._parts.eyes.submit(PartPriority.LOOK, work, done)
+
+    def _log(self, error: BaseException) -> None:
+        """Say why frames are not seen: once, since the next one comes in a moment."""
+        if self._is_failing:
+            return
+        self._is_failing = True
+        trace = None if isinstance(error, OmniError) else error
+        logger.error("frames cannot be seen: %s", error, exc_info=trace)
 
     def _tell(self, command: Look, fault: Fault, reason: str) -> None:
         self._emit(Seen(command.session_id, command.frame_id, None, fault, reason))

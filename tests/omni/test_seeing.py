@@ -458,6 +458,32 @@ def test_frames_that_come_faster_than_they_are_seen_are_skipped_but_for_text() -
         assert [found[name] for name in "015"] == ["frame 1", "frame 2", "frame 3"]
 
 
+class Shut:
+    """Eyes that do not open, but for one moment."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def look(
+        self, picture: bytes | NDArray[np.uint8], at_ms: int, state: object | None, **_: object
+    ) -> tuple[Scene, object]:
+        if picture == b"open":
+            return Scene(at_ms=at_ms), state
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ModelError("no weights"), RuntimeError("damaged weights")])
+def test_the_log_says_once_why_frames_are_not_seen(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tiny_assistant(watcher=Shut(error)) as assistant:
+        assistant.submit(Open("s", Conversation()))
+        for number, data in enumerate((b"1", b"2", b"3", b"open", b"4", b"5")):
+            assistant.submit(Look("s", str(number), data, number))
+            assert str(number) in seen(run(assistant))
+    assert [str(error) in message for message in caplog.messages] == [True, True]
+
+
 class Bright:
     """Sees in every picture that the light is too bright."""
 
