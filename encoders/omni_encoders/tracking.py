@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -38,6 +39,13 @@ GROWTH_MEMORY_S = 0.8
 LARGEST_GROWTH = 3.0
 """Per second; what is said to grow faster is a box that jumped."""
 
+MIN_STEP_MS, MAX_HEIGHTS = 180, 6
+"""Heights are remembered so far apart, and so many."""
+
+LEFT_OUT = 1.25
+"""Without its largest step a growth seems smaller than it is: by so much, at the wavering of boxes
+in a street video."""
+
 
 @dataclass(frozen=True, slots=True)
 class Track:
@@ -48,6 +56,7 @@ class Track:
     log_growth: float = 0.0
     num_missed: int = 0
     num_steps: int = 0  # growths that were measured
+    heights: tuple[tuple[int, float], ...] = ()  # (at_ms, logarithm) of late, oldest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,8 @@ def follow(
         if number in pairs:
             found.append(_continued(old[pairs[number]], thing, at_ms))
         else:
-            found.append(Track(replace(thing, track_id=next_id), at_ms))
+            begun = replace(thing, track_id=next_id)
+            found.append(Track(begun, at_ms, heights=_heights((), thing, at_ms)))
             next_id += 1
     found += [_continued(old[left[weaker[n]]], unsure[n], at_ms) for n in sorted(weaker)]
     seen = {track.thing.track_id for track in found}
@@ -137,13 +147,37 @@ def _continued(track: Track, thing: Thing, at_ms: int) -> Track:
         share = max(1 - math.exp(-elapsed_s / GROWTH_MEMORY_S), 1 / (num_steps + 2))
         growth += share * (measured - growth)
         num_steps += 1
+    heights = _heights(track.heights, thing, at_ms)
     numbered = replace(
         thing,
         track_id=track.thing.track_id,
-        approach_per_s=math.expm1(growth),
+        approach_per_s=math.expm1(min(growth, max(0.0, LEFT_OUT * _sure_growth(heights)))),
         num_frames=track.thing.num_frames + 1,
     )
-    return Track(numbered, at_ms, growth, num_steps=num_steps)
+    return Track(numbered, at_ms, growth, num_steps=num_steps, heights=heights)
+
+
+def _heights(
+    before: tuple[tuple[int, float], ...], thing: Thing, at_ms: int
+) -> tuple[tuple[int, float], ...]:
+    """``before`` and the height now, in place of one that was too soon after the last but one."""
+    if len(before) > 1 and before[-1][0] - before[-2][0] < MIN_STEP_MS:
+        before = before[:-1]
+    return (*before, (at_ms, math.log(max(thing.height, 1e-6))))[-MAX_HEIGHTS:]
+
+
+def _sure_growth(heights: Sequence[tuple[int, float]]) -> float:
+    """Logarithm per second without the largest step.
+
+    A box that leaps, since two became one or it changed owner, leaps once; what comes near grows in
+    every picture. Fewer than two steps prove nothing.
+    """
+    steps = [(b[1] - a[1], b[0] - a[0]) for a, b in pairwise(heights)]
+    if len(steps) < 2:
+        return 0.0
+    steps.remove(max(steps))
+    elapsed_ms = sum(ms for _, ms in steps)
+    return 1000 * sum(grown for grown, _ in steps) / elapsed_ms if elapsed_ms > 0 else 0.0
 
 
 def _centre(box: tuple[float, float, float, float]) -> tuple[float, float]:
