@@ -22,14 +22,46 @@ NOT_A_GUIDE = (
     "I cannot judge that. I am not a mobility aid: please rely on your cane, dog or hearing."
 )
 
+UNSEEN = (
+    "I cannot see steps, kerbs, holes, glass or walls. Please rely on your cane, dog or hearing."
+)
+
+COMING = "I warn you of what I see coming near, but I may miss it. Please rely on your hearing."
+
+APPEARANCE = "I do not judge how people look or who they are."
+
+_LIGHT = r"\b(?:lights?|signals?|walk sign)\b"
 _SAFETY = re.compile(
-    r"\b(?:safe|dangerous) (?:for me )?to\b|\b(?:can|may|should|could|shall|do) (?:i|we) "
-    r"(?:now )?(?:go|cross|walk|move|step|turn|drive|pass|continue|proceed|stop)\b|"
-    r"\bis (?:it|the (?:road|street|way|path|crossing)) (?:safe|clear|free)\b|"
-    r"\bwhich (?:way|direction)\b|\bwhere (?:can|should|do|must) (?:i|we) (?:go|walk|turn)\b|"
-    r"\b(?:traffic|pedestrian|walk) (?:light|signal|sign)s?\b.*\b(?:green|red|amber|yellow|show|"
-    r"say|on|off|colou?r)\b|\bwhat (?:colou?r )?(?:is|does) the (?:traffic|pedestrian) light\b|"
-    r"\b(?:steps?|stairs?|kerb|curb|holes?|edge|platform edge)\b.*\b(?:ahead|in front|here|there)\b"
+    r"\b(?:safe|unsafe|dangerous|ok|okay|all right|alright)\b.*\b(?:to|for)\b|"
+    r"\b(?:can|may|should|could|shall|do|am|will) (?:i|we) (?:now |just |be able to |going to |"
+    r"gonna )*(?:go|cross|walk|move|step|turn|drive|pass|continue|proceed|stop|hit|fall|trip|fit|"
+    r"bump)\b|\b(?:is|was) (?:it|this|the \w+) (?:safe|clear|free|blocked)\b|coast (?:is )?clear|"
+    r"is the coast\b|\broom (?:to|for me to)\b|\bin (?:my|the) way\b|"
+    r"\bwhich (?:way|direction)\b|\bwhere (?:can|should|do|must|shall) (?:i|we) (?:go|walk|turn|"
+    r"cross|step)\b|\b(?:guide|lead|navigate|take) (?:me|us)\b|"
+    rf"{_LIGHT}.*\b(?:green|red|amber|yellow|orange|show|say|changed?)|"
+    rf"\bwhat colou?r (?:is|are) the (?:\w+ )?{_LIGHT}|\b(?:green|red) {_LIGHT}"
+)
+_UNSEEN = re.compile(
+    r"^(?!.*\b(?:many|what|read|say)\b).*\b(?:steps?|stairs?|staircase|kerbs?|curbs?|holes?|"
+    r"pothole|drop(?:-| )?off|ledge|edge|glass|walls?|fence|gate|railing|ladder|poles?|posts?|"
+    r"pillar|obstacles?|puddle|ice|wires?|ramp|platform|escalator|doors?|doorway)\b"
+)
+_COMING = re.compile(
+    r"\b(?:is|are) (?:there )?(?:anything|anyone|anybody|something|somebody|someone|any|an?|the|"
+    r"some)\b.*\b(?:coming|approaching|moving|driving|getting closer|near me|close to me|"
+    r"behind me)\b"
+)
+_LOOKS = re.compile(
+    r"\b(?:wearing|dressed|look like|looks like|pretty|beautiful|handsome|ugly|attractive|fat|race|"
+    r"skin colou?r|ethnicity)\b|\bhow (?:old|young) (?:is|are) (?:he|she|they|the (?:man|woman|"
+    r"person|child|boy|girl|people)|this (?:man|woman|person))\b|\bhow do i look\b|"
+    r"\bwho (?:is|are|'s) (?:he|she|they|this|that|it|there)\b|"
+    r"\bwho (?:is|are|'s) the (?:man|woman|person|child|boy|girl|people)\b"
+)
+_ASKS_FOR = re.compile(
+    r"(?:is there|are there|is|are|do you see|can you see|where(?: is|'s| are)|how far|any|"
+    r"there is)\b"
 )
 _ARTICLE = r"(?:an?|any|some|the|my|another|one)\s+"
 _NOUN = r"(?P<noun>[a-z][a-z ]{1,30}?)"
@@ -57,6 +89,8 @@ _PATTERNS = tuple(
         ),
     )
 )
+UNKNOWN = "I cannot tell: that is nothing I can recognise."
+
 _SAME = {
     "human": "person",
     "man": "person",
@@ -74,7 +108,6 @@ _SAME = {
     "phone": "cell phone",
     "mobile phone": "cell phone",
     "television": "tv",
-    "glass": "wine glass",
     "fridge": "refrigerator",
     "bag": "handbag",
     "rucksack": "backpack",
@@ -87,9 +120,22 @@ _SAME = {
 """Other words for what the detector finds, and neighbours that it takes for it."""
 
 
-def is_about_safety(question: str) -> bool:
-    """Whether it asks for what a camera must not be asked: the way, a crossing, a light."""
-    return _SAFETY.search(_plain(question)) is not None
+def declined(question: str) -> str | None:
+    """What is said to a question that no camera may answer; None: it is none of these.
+
+    The way, crossings and lights; what no detector sees; what comes near; who people are.
+    """
+    plain = _plain(question)
+    for pattern, words in (
+        (_SAFETY, NOT_A_GUIDE),
+        (_COMING, COMING),
+        (_LOOKS, APPEARANCE),
+    ):
+        if pattern.search(plain):
+            return words
+    if _UNSEEN.search(plain) and _ASKS_FOR.match(plain):
+        return UNSEEN
+    return None
 
 
 def answer(question: str, scene: Scene, options: WordingOptions | None = None) -> str | None:
@@ -106,10 +152,11 @@ def answer(question: str, scene: Scene, options: WordingOptions | None = None) -
             return wording.ABSTENTIONS[scene.condition]
         if kind == "all":
             return wording.overview(scene, options, 30, opening="I see:").text
-        label = _label(match.groupdict().get("noun") or "person")
-        if label is None:
-            return None
-        return _about(kind, label, scene, options)
+        said = match.groupdict().get("noun") or "person"
+        label = _label(said)
+        if label is not None:
+            return _about(kind, label, scene, options)
+        return UNKNOWN if match.re.groupindex and _names_a_thing(plain, said) else None
     return None
 
 
@@ -128,6 +175,14 @@ def _plain(question: str) -> str:
     ):
         words = words[1:]
     return " ".join(words)
+
+
+def _names_a_thing(plain: str, said: str) -> bool:
+    """Whether a noun that no detector knows is asked for as a thing, not as a name or a subject."""
+    words = r"(?:an?|any|some|the|my)"
+    return (
+        bool(re.search(rf"\b{words} {re.escape(said)}{_HERE}$", plain)) and len(said.split()) <= 2
+    )
 
 
 def _label(said: str) -> str | None:

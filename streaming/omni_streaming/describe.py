@@ -151,8 +151,8 @@ class Describer:
 
     def _own_answer(self, question: str, now: int) -> str | None:
         """What needs no model, or must not be left to one."""
-        if answers.is_about_safety(question):
-            return answers.NOT_A_GUIDE
+        if (words := answers.declined(question)) is not None:
+            return words
         if self._settings.has_native_sight or self._scene is None or now - self._scene_ms > LATE_MS:
             return None
         return answers.answer(question, self._scene, self._settings.wording)

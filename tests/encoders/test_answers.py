@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from omni_encoders.answers import answer, is_about_safety
+from omni_encoders.answers import (
+    APPEARANCE,
+    COMING,
+    NOT_A_GUIDE,
+    UNKNOWN,
+    UNSEEN,
+    answer,
+    declined,
+)
 from omni_encoders.nouns import coco_labels
 from omni_encoders.wording import ABSTENTIONS, WordingOptions
 
@@ -59,7 +67,6 @@ def test_a_question_about_what_was_looked_for_is_answered(question: str, expecte
     [
         "What is the capital of Australia?",
         "Tell me a joke.",
-        "Is there a key on the table?",  # the detector knows no keys
         "Is there a dog breed called Akita?",
         "How many people live in France?",
         "Where is Paris?",
@@ -93,27 +100,62 @@ def test_directions_follow_the_options() -> None:
 
 
 @pytest.mark.parametrize(
-    "question",
+    ("expected", "questions"),
     [
-        "Is it safe to cross?",
-        "Can I cross now?",
-        "Is the traffic light green?",
-        "What colour is the traffic light?",
-        "Which way should I go?",
-        "Should I turn left?",
-        "Is the road clear?",
-        "Are there stairs ahead?",
-        "Is there a step in front of me?",
-        "Where should I walk?",
+        (
+            NOT_A_GUIDE,
+            """Is it safe to cross? Can I cross now? Is the traffic light green? Is the light
+            green? What colour is the traffic light? What colour is the light? Is it a red
+            light? Which way should I go? Should I turn left? Is the road clear? Is the
+            coast clear? Where should I walk? Is it okay to cross? Is it OK to go? Can you
+            guide me home? Am I going to hit something? Is there room to pass? Is anything
+            in my way? Has the light changed to green?""",
+        ),
+        (
+            UNSEEN,
+            """Are there stairs ahead? Are there stairs? Is there a step in front of me? Is
+            there a kerb? Is there a hole? Is there a wall? Is there glass in front of me?
+            Is there a door? Where is the door? Do you see an obstacle? How far is the edge?""",
+        ),
+        (
+            COMING,
+            """Is a car coming? Is anything coming? Are any cars coming? Is somebody behind me?
+            Is there a car coming? Is the bus approaching?""",
+        ),
+        (
+            APPEARANCE,
+            """What am I wearing? Who is that? How old is she? How do I look? Is she pretty?""",
+        ),
     ],
 )
-def test_the_way_is_nothing_a_camera_may_show(question: str) -> None:
-    assert is_about_safety(question)
+def test_what_no_camera_may_answer_is_declined(expected: str, questions: str) -> None:
+    for question in questions.replace("?", "?|").split("|"):
+        plain = " ".join(question.split())
+        if plain:
+            assert declined(plain) == expected, plain
 
 
 @pytest.mark.parametrize(
     "question",
-    ["Is there a car?", "Read the sign.", "What colour is the cup?", "Tell me about green tea."],
+    [
+        "Is there a car?",
+        "Read the sign.",
+        "What colour is the cup?",
+        "Tell me about green tea.",
+        "What is the capital of Australia?",
+        "How many people are there?",
+        "Is there a dog here?",
+        "What is on the table?",
+        "Who wrote Hamlet?",
+        "How old is the universe?",
+        "Tell me a joke.",
+        "What is a glass ceiling?",
+    ],
 )
-def test_what_is_no_question_of_safety_is_not_declined(question: str) -> None:
-    assert not is_about_safety(question)
+def test_what_may_be_answered_is_not_declined(question: str) -> None:
+    assert declined(question) is None
+
+
+def test_a_thing_that_no_detector_knows_is_not_guessed_at() -> None:
+    for question in ("Is there a key on the table?", "Where is my wallet?", "Do you see a lamp?"):
+        assert answer(question, STREET) == UNKNOWN, question
