@@ -320,10 +320,12 @@ class Describer:
             return
         self._answer = None
         if name == "repeat":
-            text = self._mouth.last_text or "I have said nothing yet."
+            last = self._mouth.last_text
+            text = last or "I have said nothing yet."
             again = f"I said: {text}"
-            text = again if self._mouth.last_text and num_words(again) <= STILL_WORDS else text
+            text = again if last and num_words(again) <= STILL_WORDS else text
             self._interrupt("answer", text, now, now)
+            self._mouth.last_text = last  # else the next time it would be "I said: I said:"
         elif name == "quiet":
             only = "I will be quiet, except for warnings."
             text = only if self._settings.hazards else "I will be quiet."
