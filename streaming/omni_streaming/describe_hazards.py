@@ -141,7 +141,9 @@ def judge(thing: Thing) -> Danger | None:
         (VEHICLE_NEAR_M, VEHICLE_WITHIN_M) if word in VEHICLES else (VERY_NEAR_M, GROWING_WITHIN_M)
     )
     if metres is None or not math.isfinite(metres):
-        is_very_near, is_within = thing.height >= VERY_NEAR_HEIGHT, True
+        is_very_near = thing.height >= VERY_NEAR_HEIGHT
+        # Cut off by an edge: who comes into the picture grows, too, but only near people are tall.
+        is_within = word != "person" or thing.height >= TALL_SHARE
     else:
         is_very_near, is_within = metres <= near_m, metres <= within_m
         if word not in VEHICLES and metres > CLOSE_M:

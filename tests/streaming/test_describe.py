@@ -241,6 +241,17 @@ def test_somebody_who_walks_is_warned_of_when_contact_is_near(
     assert bool(world.said("hazard")) is is_warned
 
 
+@pytest.mark.parametrize(("tall", "is_warned"), [(0.25, False), (0.5, True)])
+def test_somebody_small_who_comes_into_the_picture_is_no_danger(
+    tall: float, is_warned: bool
+) -> None:
+    """Cut off by its edge they have no distance, and grow while more of them comes to be seen."""
+    world = settled(EMPTY)
+    for _ in range(3):
+        world.show(scene(thing("person", 0.6, track=1, growth=0.31, size=tall)), 200)
+    assert bool(world.said("hazard")) is is_warned
+
+
 # --- Time ----------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from omni_encoders.nouns import HAZARDS
 from omni_encoders.wording import num_words
 from omni_streaming.describe import Describer
 from omni_streaming.describe_memory import MAX_ENTITIES, SceneMemory
-from omni_streaming.describe_settings import DescribeSettings, Say
+from omni_streaming.describe_settings import CLOSE_M, TALL_SHARE, DescribeSettings, Say
 
 from omni.types import Scene, Thing
 from tests.streaming.describing import World, at, scene, sign, thing
@@ -313,8 +313,8 @@ dangers = st.builds(
     st.sampled_from(sorted(HAZARDS)),
     st.floats(0.25, 0.75),
     st.floats(0.25, 3),
-    st.none() | st.floats(0.1, 9.9),
-    st.floats(0.05, 0.9),
+    st.none() | st.floats(0.1, CLOSE_M),
+    st.floats(TALL_SHARE, 0.9),
 )
 
 
