@@ -70,6 +70,7 @@ class Describer:
         self._is_overview_due = True
         self._overview_ms = -OVERVIEW_AGAIN_MS
         self._answer: tuple[CommandName, int] | None = None  # asked, and when
+        self._owed: tuple[str, int] | None = None  # an answer that a warning cut off, and when
         self._text_since_ms: int | None = None  # since when we wait for text
 
     @property
@@ -111,6 +112,10 @@ class Describer:
         if scene.condition in ("clear", "blurred"):
             self._warn(scene.things, now)
         self._decide(now)
+
+    def frame_came(self, now_ms: int) -> None:
+        """A picture has come and will be looked at, sooner or later."""
+        self._camera.came(self._clock.advance(now_ms))
 
     def failed_to_see(self, now_ms: int) -> None:
         """A look came to nothing: there is no detector, or it failed."""
@@ -223,6 +228,8 @@ class Describer:
         if self._text_since_ms is not None and now - self._text_since_ms > TEXT_STALE_MS:
             self._text_since_ms = None
             self._interrupt("answer", "I could not read it in time.", now, now)
+        if self._owed is not None and self._give_owed(now):
+            return
         if self._is_quiet or self._answer is not None or self._text_since_ms is not None:
             return
         if not self._floor.may_describe(now):
@@ -240,6 +247,19 @@ class Describer:
                 self._mouth.say("framing", text, now, now, undo=Undo(text, [], is_camera=True))
         elif self._can_see(now):
             self._describe(budget, now)
+
+    def _give_owed(self, now: int) -> bool:
+        """Whether the answer that a warning cut off is being given again."""
+        assert self._owed is not None
+        text, cut_ms = self._owed
+        if now - cut_ms > ANSWER_LATE_MS:
+            self._owed = None
+            return False
+        if not self._floor.is_silent or self._floor.is_user_speaking:
+            return False
+        self._owed = None
+        self._mouth.say("answer", text, now, now)
+        return True
 
     def _describe(self, budget: int, now: int) -> None:
         news = self._memory.news(self._settings.verbosity, now)
@@ -430,6 +450,8 @@ class Describer:
         undo = self._mouth.take_back()
         if undo is None:
             return
+        if undo.is_answer and not is_wanted:
+            self._owed = (undo.text, self._clock.now_ms)
         if not is_wanted:
             undo.restore_entities()
             self._is_overview_due = self._is_overview_due or undo.is_overview

@@ -18,12 +18,13 @@ from omni_streaming.describe_settings import (
     MOVING_AFTER_MS,
     MOVING_FROM,
     SEEING_AGAIN,
+    SLOW,
     STILL_AFTER_MS,
     STILL_FROM,
     STOPPED,
 )
 
-Sight = Literal["clear", "dark", "bright", "blurred", "covered", "failing", "stopped"]
+Sight = Literal["clear", "dark", "bright", "blurred", "covered", "failing", "stopped", "slow"]
 """What keeps us from seeing; a detector that fails and a camera that stops are among it."""
 
 
@@ -61,6 +62,11 @@ class Camera:
         self._looked_ms = now_ms
         self._since_ms = now_ms  # since when the looks are clear, or not clear, without a break
         self._is_told_bad = False
+        self._came_ms = now_ms - FROZEN_MS  # when the last picture came, looked at or not
+
+    def came(self, now_ms: int) -> None:
+        """A picture came; it has not been looked at yet."""
+        self._came_ms = now_ms
 
     def look(self, sight: Sight, now_ms: int) -> None:
         """A new picture came; ``sight`` is how well it can be judged."""
@@ -70,11 +76,12 @@ class Camera:
         self._looked_ms = now_ms
 
     def tick(self, now_ms: int) -> None:
-        """Time passes; without pictures the camera has stopped."""
-        if self.sight != "stopped" and now_ms - self._looked_ms >= FROZEN_MS:
+        """Time passes; without pictures the camera has stopped, without looks we are too slow."""
+        if now_ms - self._looked_ms >= FROZEN_MS:
             if self.sight == "clear":
                 self._since_ms = self._looked_ms
-            self.sight = "stopped"
+            is_coming = now_ms - self._came_ms < FROZEN_MS
+            self.sight = "slow" if is_coming else "stopped"
 
     def due(self, now_ms: int) -> str | None:
         """What the user should be told about the camera now; call :meth:`told` when it was."""
@@ -96,6 +103,6 @@ class Camera:
     def problem(self) -> str:
         """What keeps us from seeing and what to do about it; only while something does."""
         assert self.sight != "clear"
-        if self.sight == "stopped":
-            return STOPPED
+        if self.sight in ("stopped", "slow"):
+            return STOPPED if self.sight == "stopped" else SLOW
         return FAILING if self.sight == "failing" else ABSTENTIONS[self.sight]

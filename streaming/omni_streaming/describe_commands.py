@@ -21,7 +21,10 @@ _AFTER = re.compile(
     r"for a minute))+$"
 )
 
-_SEEN = r"(?:this|that|it|(?:the|this|that) (?:sign|text|label|page|menu|letter|screen|writing|words?|board|box))"
+_SEEN = (
+    r"(?:this|that|it|(?:the|this|that) (?:sign|text|label|page|menu|letter|screen|writing|words?|"
+    r"board|box))"
+)
 _PATTERNS: tuple[tuple[CommandName, str], ...] = (
     (
         "repeat",
@@ -47,12 +50,15 @@ _PATTERNS: tuple[tuple[CommandName, str], ...] = (
         "resume",
         r"resume(?: describing| (?:the )?descriptions?)?|unmute|"
         r"(?:start|begin|keep|continue|go back to) (?:describing|talking|the descriptions?)"
-        r"(?: again)?|(?:start|begin|speak|talk|go on|carry on) again|start|wake up|speak(?: up)?|continue|describe again|you (?:can|may) (?:talk|speak)(?: again)?",
+        r"(?: again)?|(?:start|begin|speak|talk|go on|carry on) again|"
+        r"start|wake up|speak(?: up)?|continue|describe again|"
+        r"you (?:can|may) (?:talk|speak)(?: again)?",
     ),
     (
         "front",
         r"what(?:'s| is) (?:that |there )?(?:in front of|before|ahead of|around|near) (?:me|us)|"
-        r"what(?:'s| is) (?:this|that|it)|what am i holding|what(?:'s| is) ahead|what(?:'s| is) there|what(?:'s| is) here|what am i looking at|"
+        r"what(?:'s| is) (?:this|that|it)|what am i holding|"
+        r"what(?:'s| is) ahead|what(?:'s| is) there|what(?:'s| is) here|what am i looking at|"
         r"what (?:do|can) you see(?: here| now| there| ahead| in front of me)?|"
         r"what do you see around me|where am i looking|look around|describe (?:the|this) "
         r"(?:scene|room|place|picture|view)|describe what you(?: can)? see|"

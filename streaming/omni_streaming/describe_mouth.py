@@ -46,6 +46,11 @@ class Clock:
         self._outer_ms = now_ms
         return self._inner_ms
 
+    @property
+    def now_ms(self) -> int:
+        """Our own time, as of the last :meth:`advance`."""
+        return self._inner_ms
+
     def inside(self, at_ms: int) -> int:
         return at_ms - self._outer_ms + self._inner_ms
 
@@ -62,6 +67,7 @@ class Undo:
     is_notice: bool = False
     is_camera: bool = False
     is_overview: bool = False
+    is_answer: bool = False
 
     @staticmethod
     def before(entities: Sequence[Entity]) -> list[tuple[Entity, bool, bool, float]]:
@@ -111,6 +117,8 @@ class Mouth:
             )
         )
         self._floor.ask(kind, num_words(text), now_ms)
+        if undo is None and kind in ("answer", "text"):
+            undo = Undo(text, [], is_answer=True)
         self._undo = undo
         self.last_text = text
         if kind in ("change", "framing"):

@@ -95,6 +95,7 @@ FROZEN_MS = 5_000
 
 NOTICE = "Not a mobility aid: I cannot see steps, kerbs or glass."
 STOPPED = "The camera picture has stopped. Please check the camera."
+SLOW = "I am falling behind: this computer is busy."
 READING = "Reading."
 FAILING = "I cannot recognise things: the detector is not working."
 SEEING_AGAIN = "I can see again."

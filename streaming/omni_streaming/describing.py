@@ -17,6 +17,7 @@ from omni.types import Look, MediaPart, Message, ResponseConfig, Say, Seen, Text
 from omni_streaming import events
 from omni_streaming.describe import Describer
 from omni_streaming.describe_settings import (
+    READING,
     Action,
     AskModel,
     CommandName,
@@ -111,6 +112,8 @@ class Describing:
         """A frame has come; only the newest is worth a look."""
         frame = Frame(self._session.new_id("frame"), data, self._time_of(taken_ms), taken_ms)
         self._newest = self._waiting = frame
+        if self._describer is not None:
+            self._describer.frame_came(self._session.now_ms)
         self._look()
 
     def command(self, name: CommandName) -> None:
@@ -282,7 +285,9 @@ class Describing:
         settings = session.settings.response()
         settings = replace(settings, metadata=metadata, config=self._paced(settings.config))
         if isinstance(action, SayWords):
-            response = session.begin(session.new_id("resp"), settings)
+            # A small model repeats what stands in its context, whatever it is asked.
+            is_notice = action.kind in ("framing", "hazard") or action.text == READING
+            response = session.begin(session.new_id("resp"), settings, is_notice=is_notice)
             session.queue.add(Say(session.session_id, response.id, action.text, settings.config))
         else:
             self._ask(

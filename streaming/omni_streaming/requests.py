@@ -329,7 +329,7 @@ class Requests:
             raise ClientError(
                 "invalid_value", "A transcription session makes no responses.", "type"
             )
-        if event.response is None and session.turns.answer_committed():
+        if event.response is None and session.turns.answer_last():
             return
         is_in_band = params.conversation != "none"
         if is_in_band and session.active is not None and not session.describing.may_give_way:

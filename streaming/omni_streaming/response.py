@@ -68,6 +68,8 @@ class Response:
         conversation_id: str,
         channels: Channels,
         turn_id: str | None = None,
+        *,
+        is_notice: bool = False,
     ) -> None:
         self.id = response_id
         self.settings = settings
@@ -77,6 +79,7 @@ class Response:
         """What it has cost so far, as far as the assistant has said."""
         self.has_output = False
         self.has_audio = False
+        self._is_notice = is_notice  # its words stay out of the model's context
         self._conversation_id = conversation_id if settings.is_in_band else None
         self._channels = channels
         self._encoder = Encoder(settings.audio_format)
@@ -183,6 +186,7 @@ class Response:
             status="in_progress",
             response_id=self.id,
             spoken=None if is_text else Spoken(self._num_chars, self._num_samples),
+            is_notice=self._is_notice,
         )
         self._add_item(item)
         item.content.append(Content("output_text" if is_text else "output_audio", ""))

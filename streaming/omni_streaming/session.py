@@ -337,10 +337,25 @@ class Session:
         self._finish(self.begin(self.new_id("resp"), settings, turn_id), "completed")
 
     def begin(
-        self, response_id: str, settings: ResponseSettings, turn_id: str | None = None
+        self,
+        response_id: str,
+        settings: ResponseSettings,
+        turn_id: str | None = None,
+        *,
+        is_notice: bool = False,
     ) -> Response:
-        """Tell the client of a response that the assistant works at, or is about to."""
-        response = Response(response_id, settings, self._conversation_id, self._channels, turn_id)
+        """Tell the client of a response that the assistant works at, or is about to.
+
+        ``is_notice``: what it says is an item like others, but not for the model to repeat.
+        """
+        response = Response(
+            response_id,
+            settings,
+            self._conversation_id,
+            self._channels,
+            turn_id,
+            is_notice=is_notice,
+        )
         self.responses[response_id] = response
         if settings.is_in_band:
             assert self.active is None

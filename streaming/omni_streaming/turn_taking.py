@@ -137,21 +137,37 @@ class TurnTaking:
         self._commit(turn, respond=False)
         self._committed_id = turn.id
 
-    def answer_committed(self) -> bool:
-        """Answer the turn that the client committed last, or carry it out, once it is understood.
+    def answer_last(self) -> bool:
+        """In describe mode: answer the user's last message, or carry it out, once it is understood.
 
-        False where describe mode is off or there is no such turn: then nothing was done.
+        False where describe mode is off, or nobody asked anything: then nothing was done.
         """
         session, turn_id = self._session, self._committed_id
         self._committed_id = None
-        item = session.items.get(turn_id) if turn_id is not None else None
-        if turn_id is None or item is None or not session.describing.is_on:
+        if not session.describing.is_on:
             return False
-        self._awaited = Awaited(turn_id, None)
-        words = next((c.text for c in item.content if c.turn_id == turn_id), None)
-        if words is not None:
-            self.resolve(turn_id, words)
-        return True
+        item = session.items.get(turn_id) if turn_id is not None else None
+        if turn_id is not None and item is not None:
+            self._awaited = Awaited(turn_id, None)
+            words = next((c.text for c in item.content if c.turn_id == turn_id), None)
+            if words is not None:
+                self.resolve(turn_id, words)
+            return True
+        return self._answer_in_writing()
+
+    def _answer_in_writing(self) -> bool:
+        """Carry out or answer from the picture what the user wrote last; else show the model."""
+        session = self._session
+        last = session.items.get(session.items.last_id) if session.items.last_id else None
+        if last is None or last.role != "user" or any(c.turn_id for c in last.content):
+            return False
+        if session.describing.heard(" ".join(c.text for c in last.content if c.text)):
+            return True
+        if all(c.media is None for c in last.content):
+            shown = [Content("input_image", None, media=p) for p in session.describing.shown()]
+            last.content[:0] = shown
+            session.sync()
+        return False
 
     def clear(self) -> None:
         """The client clears the buffer."""
