@@ -7,7 +7,7 @@ import socket
 import cv2
 import numpy as np
 import pytest
-from omni_encoders.text_reader import TextReader, in_reading_order
+from omni_encoders.text_reader import MAX_PROPORTION, TextReader, filled_up, in_reading_order
 from photos import Pixels, photo
 
 from omni.errors import CancelledError
@@ -90,6 +90,24 @@ def test_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_blank_or_tiny_picture_has_no_text(reader: TextReader) -> None:
     for shape in ((480, 640), (10, 10), (10, 1500)):
         assert reader.read(np.zeros((*shape, 3), dtype=np.uint8)) == ()
+
+
+@pytest.mark.parametrize("shape", [(10, 3000), (3000, 10), (1, 640), (200, 1600), (99, 801)])
+def test_a_strip_is_never_enlarged_beyond_measure(shape: tuple[int, int]) -> None:
+    strip = np.full((*shape, 3), 90, np.uint8)
+    filled = filled_up(strip)
+    assert max(filled.shape[:2]) == max(shape)
+    assert min(filled.shape[:2]) >= max(shape) / MAX_PROPORTION
+    assert (filled == 90).all()
+
+
+def test_a_strip_with_a_line_on_it_is_read(reader: TextReader) -> None:
+    strip = np.full((60, 1400, 3), 255, np.uint8)
+    cv2.putText(strip, "PLATFORM NINE", (20, 44), cv2.FONT_HERSHEY_SIMPLEX, 1.4, (0, 0, 0), 3)
+    (found,) = reader.read(strip)
+    assert found.text.replace(" ", "") == "PLATFORMNINE"
+    assert not found.is_cut_off
+    assert found.box[2] < 0.5
 
 
 def test_reading_stops_between_lines(reader: TextReader) -> None:
