@@ -25,10 +25,10 @@ from omni.benchmarks.conversation import percentile
 LOOK_MS = 150
 """Of the embedded eyes on one core of a laptop, 110 ms on a still machine, and some."""
 
-EARLY_MS = 1_500
-"""A warning this long before the approach is dangerous counts as one of it."""
+EARLY_MS = 4_000
+"""A warning this long before the approach is dangerous still counts as one of it."""
 IN_TIME_MS = 1_000
-"""A warning helps when it begins this long before contact."""
+"""A warning helps when it begins this long before arm's length."""
 AGAIN_MS = 60_000
 """The same words within it are a repetition."""
 
@@ -78,7 +78,8 @@ def hazards(watcher: Watcher, count: int, log: Log) -> dict[str, Any]:
     for approach in material.approaches(count):
         told = tell(str(approach.number), material.approach_clip(approach, crowd), watcher)
         warnings = told.heard("hazard")
-        first, last = approach.danger_ms - EARLY_MS, approach.contact_ms - IN_TIME_MS
+        first = max(approach.waits_ms, approach.danger_ms - EARLY_MS)
+        last = approach.contact_ms - IN_TIME_MS
         timely = [u for u in warnings if first <= (u.began_ms or 0) <= last]
         ours = [u for u in timely if is_towards(u.text, approach.x)]
         delay_s = ((ours[0].began_ms or 0) - approach.danger_ms) / 1000 if ours else None
@@ -87,20 +88,26 @@ def hazards(watcher: Watcher, count: int, log: Log) -> dict[str, Any]:
                 **asdict(approach),
                 "warned": bool(ours),
                 "delay_s": delay_s,
+                "left_s": (approach.contact_ms - (ours[0].began_ms or 0)) / 1000 if ours else None,
                 "before": sum((u.began_ms or 0) < first for u in warnings),
                 "warnings": [(u.began_ms, u.text) for u in warnings],
             }
         )
-        shown = f"warned after {delay_s:+.2f} s" if delay_s is not None else "NOT WARNED"
+        left_s = found[-1]["left_s"]
+        shown = f"{left_s:.1f} s before contact ({delay_s:+.2f} s)" if ours else "NOT WARNED"
         log(
             f"  {approach.speed_m_s} m/s at {approach.x:.2f}: {shown}, {found[-1]['before']} before"
         )
+    left = [f["left_s"] for f in found if f["left_s"] is not None]
     delays = [f["delay_s"] for f in found if f["delay_s"] is not None]
     return {
         "count": count,
         "warned": sum(f["warned"] for f in found),
         "delay_p50_s": percentile(delays, 0.5),
         "delay_p95_s": percentile(delays, 0.95),
+        "left_p50_s": percentile(left, 0.5),
+        "left_p5_s": percentile(left, 0.05),
+        "before": sum(f["before"] for f in found),
         "clips": found,
     }
 

@@ -15,21 +15,19 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from omni_encoders.vad import VoiceActivity
 from omni_streaming.client import Client, Event
 
 from omni.assistant.watching import Watcher
 from omni.benchmarks import describe_material as material
 from omni.benchmarks import material as speech
 from omni.benchmarks.conversation import (
-    Turn,
-    latency,
     open_client,
     percentile,
     questions,
     to_pcm,
 )
 from omni.benchmarks.describe import EARLY_MS, is_towards
+from omni.types import OUTPUT_RATE_HZ
 
 SETTLED_S = 13.0
 """After this long the notice and the first overview are over."""
@@ -220,30 +218,28 @@ async def changes(url: str, count: int, log: Log) -> dict[str, Any]:
 # --- Questions and text --------------------------------------------------------------------------
 
 
-async def _asked(client: Client, text: str, number: int) -> float:
-    """Ask in silence; returns when the question began."""
+async def _asked(client: Client, text: str, number: int) -> tuple[float, float]:
+    """Ask in silence; returns when the question began and ended (the clip has no silent ends)."""
     clip = await asyncio.to_thread(speech.speak, text, ("hibari", "flite")[number % 2])
     await client.heard()
     begins_s = client.say(to_pcm(clip))
     await client.said()
-    return begins_s
+    return begins_s, begins_s + len(clip) / OUTPUT_RATE_HZ
 
 
 async def asking(url: str, count: int, log: Log) -> dict[str, Any]:
-    """Spoken questions about the picture: from their end to the first sound, on the recording."""
-    pictures, vad = material.scenes(), VoiceActivity()
+    """Spoken questions about the picture: from their end to the first sound."""
+    pictures = material.scenes()
     found: list[dict[str, Any]] = []
     for number, (question, name, words) in enumerate(QUESTIONS[:count]):
         async with describing(url, _jpegs(pictures[name], 4.0)) as (client, camera):
             await camera.until(round(SETTLED_S * material.FPS))
-            begins_s = await _asked(client, question, number)
+            begins_s, ends_s = await _asked(client, question, number)
             one = await first(client, begins_s, ["assistant", "answer"], 15.0)
             await asyncio.sleep(2.0)
-            turn = Turn(question=question)
-            latency(client, vad, begins_s, turn)
             text = next((h.text for h in heard(client, begins_s) if h.text), "")
         is_right = any(word in text.lower() for word in words)
-        delay_s = turn.latency_s if one is not None else None
+        delay_s = one.heard_s - ends_s if one is not None and one.heard_s is not None else None
         found.append(
             {"question": question, "picture": name, "delay_s": delay_s, "said": text}
             | {"is_right": is_right}
@@ -268,8 +264,7 @@ async def reading(url: str, count: int, log: Log) -> dict[str, Any]:
         frames = _jpegs(material.sign(lines), 4.0)
         async with describing(url, frames) as (client, camera):
             await camera.until(round(SETTLED_S * material.FPS))
-            begins_s = await _asked(client, "Read it to me.", 0)
-            end_s = client.recording.user_s
+            begins_s, end_s = await _asked(client, "Read it to me.", 0)
             any_one = await first(client, begins_s, ["answer", "text", "framing"], 15.0)
             one = await first(client, begins_s, ["text"], 15.0)
             await asyncio.sleep(1.5)

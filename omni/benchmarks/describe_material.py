@@ -17,6 +17,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from omni_encoders.distance import FIELD_OF_VIEW_DEGREES, HEIGHTS_M
+from omni_streaming.describe_settings import (
+    CLOSE_M,
+    GROWING_WITHIN_M,
+    GROWTH_PER_S,
+    SOON_PER_S,
+)
 from omni_streaming.describe_source import Picture
 
 from omni.assistant.watching import Watcher
@@ -31,10 +37,7 @@ FPS = 4.0
 """Pictures a second that the clips give."""
 
 CONTACT_M = 0.6
-DANGER_S = 5.0
-DANGER_M = 10.0
-"""An approach is dangerous from when contact is this near in time and in space: the limits that
-live description sets itself."""
+"""Arm's length."""
 HORIZON = 0.42
 """Of the picture's height."""
 EYE_M = 1.5
@@ -236,8 +239,14 @@ class Approach:
 
     @property
     def danger_ms(self) -> int:
-        """When the first picture is taken in which the approach is dangerous."""
-        near_m = min(DANGER_M, DANGER_S * self.speed_m_s, self.from_m)
+        """When the first picture is taken in which the approach is dangerous by the truth.
+
+        The limits are those that live description sets itself for people: they are near and come
+        nearer, or contact is near.
+        """
+        is_near_m = min(CLOSE_M, self.speed_m_s / GROWTH_PER_S)
+        is_soon_m = min(GROWING_WITHIN_M, self.speed_m_s / SOON_PER_S)
+        near_m = min(max(is_near_m, is_soon_m), self.from_m)
         at_ms = self.waits_ms + 1000 * (self.from_m - near_m) / self.speed_m_s
         return math.ceil(math.ceil(at_ms * FPS / 1000) * 1000 / FPS)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from omni_streaming.describe_file import Utterance
+from omni_streaming.describe_hazards import judge
 
 from omni.benchmarks import describe_material as material
 from omni.benchmarks.describe import AGAIN_MS, duplicates, is_towards, static
@@ -21,7 +23,7 @@ needs_street = pytest.mark.skipif(
 )
 
 FOUND: dict[str, Any] = {
-    "hazards": {"count": 20, "warned": 18, "delay_p50_s": 0.4, "delay_p95_s": 1.2},
+    "hazards": {"count": 20, "warned": 18, "left_p50_s": 2.4, "left_p5_s": 1.2},
     "quiet": {
         "seconds": 600.0,
         "false_alarms": 3,
@@ -115,12 +117,21 @@ def test_a_warning_counts_only_where_somebody_comes(text: str, x: float, is_righ
     assert is_towards(text, x) is is_right
 
 
-def test_an_approach_is_dangerous_five_seconds_before_contact_and_within_ten_metres() -> None:
+def test_an_approach_is_dangerous_by_the_limits_that_warnings_have() -> None:
     for approach in material.approaches(8):
-        metres = approach.metres(approach.danger_ms)
-        before = approach.metres(approach.danger_ms - 250)
-        limit = min(material.DANGER_M, material.DANGER_S * approach.speed_m_s)
-        assert metres <= limit < before
+        growth_per_s = approach.speed_m_s / approach.metres(approach.danger_ms)
+        thing = Thing(
+            label="person",
+            confidence=0.9,
+            box=(0.4, 0.3, 0.5, 0.9),
+            distance_m=approach.metres(approach.danger_ms),
+            approach_per_s=growth_per_s,
+            num_frames=9,
+        )
+        assert judge(thing) is not None
+        before_m = approach.metres(approach.danger_ms - 250)
+        before = replace(thing, distance_m=before_m, approach_per_s=approach.speed_m_s / before_m)
+        assert judge(before) is None
         assert approach.metres(approach.contact_ms) == pytest.approx(material.CONTACT_M, abs=0.01)
 
 
