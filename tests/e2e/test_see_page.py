@@ -415,8 +415,14 @@ def test_picture_that_never_changes_is_noticed_and_told(tmp_path: Path) -> None:
         start(page, server, url)
         page.wait(lambda p: "not changed at all" in p.text("#notice-text"), 30)
         assert page.text("#camera-state") == "Picture frozen"
+        # What stands still is not described as if it were there now.
+        until(page, lambda: server.session["omni"]["describe"] is None)
+        page.press("f")
+        page.wait(lambda p: "not changed at all" in p.text("#announcer"))
+        assert server.commands == []
         page.press("c")
         page.wait(lambda p: p.text("#camera-state").endswith(" on"))
+        until(page, lambda: server.session["omni"]["describe"] is not None)
         assert page.text("#notice-text") == ""
 
 

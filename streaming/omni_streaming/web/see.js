@@ -80,8 +80,9 @@ class App {
     return this.conversation.player !== null;
   }
 
+  /** A picture that stands still is not described as if it were what is there now. */
   get hasCamera() {
-    return this.camera.isOn;
+    return this.camera.isOn && !this.camera.isFrozen;
   }
 
   // --- Beginning and end ---------------------------------------------------------------------------
@@ -176,6 +177,7 @@ class App {
 
   cameraFroze(isFrozen) {
     this.view.showCamera(isFrozen ? "Picture frozen" : `${this.camera.name} on`);
+    if (this.conversation.isConnected) this.conversation.update();
     if (!isFrozen) {
       this.hideCameraNotice();
       this.announcer.tell("The picture moves again.");
@@ -264,7 +266,8 @@ class App {
     byId("key-wrong").hidden = this.key === "";
     byId("key").value = "";
     if (!byId("key-dialog").open) byId("key-dialog").showModal();
-    this.announcer.tell("This server asks for an API key.");
+    const wrong = this.key === "" ? "" : `${problem} `;
+    this.announcer.tell(`${wrong}This server asks for an API key.`);
     this.refresh();
   }
 
@@ -364,7 +367,7 @@ class App {
     if (command === "camera") return this.switchCamera();
     if (command === "stop") return this.stopSpeaking();
     if (!this.conversation.isConnected) return this.announcer.tell("Not connected.");
-    if (!this.camera.isOn) return this.announcer.tell(NO_CAMERA);
+    if (!this.hasCamera) return this.announcer.tell(this.camera.isOn ? FROZEN : NO_CAMERA);
     if (command === "quiet") {
       this.isQuiet = !this.isQuiet;
       this.announcer.clear();
