@@ -29,6 +29,7 @@ EARLY_MS = 4_000
 """A warning this long before the approach is dangerous still counts as one of it."""
 IN_TIME_MS = 1_000
 """A warning helps when it begins this long before arm's length."""
+MINUTE_MS = 60_000
 AGAIN_MS = 60_000
 """The same words within it are a repetition."""
 
@@ -48,8 +49,19 @@ class Told:
         """What was heard, of these kinds."""
         return [u for u in self.said if u.kind in kinds and u.began_ms is not None]
 
-    def speech_ms(self, *kinds: str) -> int:
-        return sum((u.ended_ms or 0) - (u.began_ms or 0) for u in self.heard(*kinds))
+    def share(self) -> float:
+        """Of the time that is spoken, on average over its minutes."""
+        shares = self.shares("hazard", "change", "framing")
+        return sum(shares) / len(shares)
+
+    def shares(self, *kinds: str) -> list[float]:
+        """Of every minute (one begins every 5 s; all of a shorter clip) that is spoken."""
+        times = [(u.began_ms or 0, u.ended_ms or 0) for u in self.heard(*kinds)]
+        first = min(round(1000 * self.seconds), MINUTE_MS)
+        return [
+            sum(max(0, min(e, end) - max(b, end - MINUTE_MS)) for b, e in times) / MINUTE_MS
+            for end in range(first, max(first, round(1000 * self.seconds)) + 1, 5_000)
+        ]
 
 
 def tell(
@@ -137,8 +149,8 @@ def quiet(watcher: Watcher, log: Log, *, quick: bool) -> dict[str, Any]:
                 "false_alarms": [(u.began_ms, u.text) for u in alarms],
                 "changes": len(changes),
                 "duplicates": duplicates(changes),
-                "share": told.speech_ms("hazard", "change", "framing") / told.seconds / 1000,
-                "own_share": told.speech_ms("change", "framing") / told.seconds / 1000,
+                "share": told.share(),
+                "worst_share": max(told.shares("hazard", "change", "framing")),
                 "stale_s": [((u.began_ms or 0) - u.frame_at_ms) / 1000 for u in changes],
             }
         )
@@ -157,7 +169,7 @@ def quiet(watcher: Watcher, log: Log, *, quick: bool) -> dict[str, Any]:
         "changes": num_changes,
         "duplicates": sum(f["duplicates"] for f in found),
         "share": sum(f["share"] * f["seconds"] for f in found) / seconds,
-        "worst_share": max(f["share"] for f in found),
+        "worst_share": max(f["worst_share"] for f in found),
         "stale_p50_s": percentile(stale, 0.5),
         "stale_p95_s": percentile(stale, 0.95),
         "clips": found,

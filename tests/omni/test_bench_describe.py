@@ -12,7 +12,7 @@ from omni_streaming.describe_file import Utterance
 from omni_streaming.describe_hazards import judge
 
 from omni.benchmarks import describe_material as material
-from omni.benchmarks.describe import AGAIN_MS, duplicates, is_towards, static
+from omni.benchmarks.describe import AGAIN_MS, Told, duplicates, is_towards, static
 from omni.benchmarks.describe_report import COMMAND, PARTS, draw, rows
 from omni.cli import bench, main
 from omni.types import Scene, Thing
@@ -31,7 +31,7 @@ FOUND: dict[str, Any] = {
         "changes": 40,
         "duplicates": 1,
         "share": 0.31,
-        "worst_share": 0.5,
+        "worst_share": 0.39,
         "stale_p95_s": 0.4,
         "clips": [{"name": "street", "false_alarms": [(1, "x")], "changes": 4}],
     },
@@ -102,6 +102,17 @@ def test_a_repetition_is_the_same_words_soon_after_they_were_heard() -> None:
     assert duplicates([said("A dog.", 0), said("A cat.", 5_000), said("A dog.", 9_000)]) == 1
     assert duplicates([said("A dog.", 0, cut_off=True), said("A dog.", 9_000)]) == 0
     assert duplicates([said("A dog.", 0), said("A dog.", 2_000 + AGAIN_MS)]) == 0
+
+
+def test_shares_are_of_whole_minutes() -> None:
+    """Two bursts of 24 s, a minute apart: never more than 40% of a minute."""
+    told = Told("a", 90.0)
+    for began_ms in (*range(0, 24_000, 1_000), *range(60_000, 84_000, 1_000)):
+        told.said.append(said("A dog.", began_ms))
+    assert max(told.shares("change")) == pytest.approx(0.4)
+    assert told.shares("hazard") == [0.0] * 7
+    short = Told("b", 30.0, [said("A dog.", 0)])
+    assert short.shares("change") == [pytest.approx(1 / 60)]
 
 
 @pytest.mark.parametrize(
