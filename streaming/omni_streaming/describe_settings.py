@@ -41,7 +41,7 @@ SHARE = 0.4
 WINDOW_MS = 60_000
 SLOWEST_MS_PER_WORD = 450
 """Of speech that nobody has timed yet; the measured pace takes over when it is slower."""
-SAME_WORDS_MS = 60_000
+SAME_WORDS_MS = 30_000
 """The same sentence is not said twice within it."""
 
 # --- What counts as a change ---------------------------------------------------------------------
