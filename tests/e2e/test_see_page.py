@@ -106,6 +106,7 @@ def test_frames_are_small_jpegs_two_to_four_a_second_with_the_time_they_were_tak
     assert page.js("return watched.image.length") < 100_000
 
 
+@pytest.mark.slow
 def test_frames_stop_while_the_socket_is_behind_and_come_back_smaller(sight: Sight) -> None:
     page, server, url = sight
     start(page, server, url)
@@ -124,6 +125,7 @@ def test_frames_stop_while_the_socket_is_behind_and_come_back_smaller(sight: Sig
     page.wait(lambda p: max(picture_sent(p).shape) == 640, 30)
 
 
+@pytest.mark.slow
 def test_hidden_page_sends_fewer_frames(sight: Sight) -> None:
     page, server, url = sight
     start(page, server, url)
@@ -408,6 +410,7 @@ def test_camera_taken_away_is_told_once_and_can_be_started_again(sight: Sight) -
     page.wait(lambda p: len(p.events("omni.frame.append", "out")) > num)
 
 
+@pytest.mark.slow
 def test_picture_that_never_changes_is_noticed_and_told(tmp_path: Path) -> None:
     require_browser()
     server = Describing()

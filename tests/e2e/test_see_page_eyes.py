@@ -52,6 +52,7 @@ def write_noisy_camera(file: Path, picture: NDArray[np.uint8]) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_cup_is_seen_and_a_sign_is_read_aloud(tmp_path: Path) -> None:
     require_browser()
     camera = write_noisy_camera(tmp_path / "camera.mjpeg", table_with_a_sign())

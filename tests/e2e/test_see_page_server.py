@@ -58,6 +58,7 @@ def said(page: Page, kind: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_page_and_server_describe_answer_keys_and_warn(tmp_path: Path) -> None:
     script = Script(scenes=(ROOM,) * 90 + (STREET,))
     with serving(scripted_server(script)) as url, watching(tmp_path) as page:
@@ -106,6 +107,7 @@ def test_stop_key_ends_the_answer_at_the_server_without_an_error(tmp_path: Path)
         assert page.text("#notice") == ""
 
 
+@pytest.mark.slow
 def test_screen_reader_gets_the_servers_words_in_writing(tmp_path: Path) -> None:
     script = Script(scenes=(ROOM,) * 40 + (STREET,))
     with serving(scripted_server(script)) as url, watching(tmp_path) as page:
@@ -133,6 +135,7 @@ def test_settings_changed_while_omni_speaks_are_accepted(tmp_path: Path) -> None
         assert page.events("error", "in") == []
 
 
+@pytest.mark.slow
 def test_spoken_question_is_answered_while_the_camera_runs(tmp_path: Path) -> None:
     microphone = write_microphone(tmp_path / "q.wav", [9.0, speak(QUESTION, tmp_path), 60.0])
     camera = write_camera(tmp_path / "camera.mjpeg")

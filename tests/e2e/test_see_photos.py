@@ -85,6 +85,7 @@ async def told(client: Socket, kind: str) -> tuple[str, int]:
         ("rocket", ("rocket", "missile", *UNSURE)),
     ],
 )
+@pytest.mark.slow
 async def test_a_photo_is_named_or_honestly_not(
     url: str, name: str, expected: tuple[str, ...]
 ) -> None:
