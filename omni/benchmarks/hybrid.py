@@ -278,7 +278,7 @@ def growth(folder: Path) -> dict[str, Any]:
                 prefill_s += last_s
                 done = min(num_tokens, done + 1024)
             decode = []
-            for _ in range(24):
+            for _ in range(96):
                 engine.generate(sequence, SamplingParams(max_tokens=1))
                 decode.append(timed_ms(lambda: drain(engine)))  # noqa: B023
                 engine.truncate(sequence, done)
