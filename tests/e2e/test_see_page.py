@@ -188,8 +188,10 @@ def test_server_can_silence_what_waits_to_be_played(sight: Sight) -> None:
     page.wait(lambda p: p.sound and not p.sound[-1]["isAudible"])
     server.say("change", "A long description that goes on and on.", sound_s=8)
     page.wait(lambda p: p.phase == "speaking" and p.sound[-1]["isAudible"])
+    began_ms = page.sound[-1]["at"]
     server.send({"type": "omni.output_audio.stop"})
     page.wait(lambda p: not p.sound[-1]["isAudible"] and p.phase == "listening")
+    assert page.sound[-1]["at"] - began_ms < 7_000, "it was played to its end"
 
 
 def test_quiet_asked_for_by_voice_is_shown(sight: Sight) -> None:

@@ -579,7 +579,10 @@ async def test_a_client_that_does_not_read_pauses_its_answer_and_is_dropped() ->
             async with asyncio.timeout(TIMEOUT_S):
                 while not any(isinstance(c, Pause) for c in running.chatter.commands):
                     await asyncio.sleep(0.005)
+            assert running.chatter.speeches, "it stands still; it has not ended"
             await running.until_empty()
+        assert not running.chatter.speeches
+        assert running.metric("omni_responses_total", status="cancelled") == 1
 
 
 async def test_draining_lets_an_answer_finish_and_refuses_the_next() -> None:

@@ -94,8 +94,11 @@ def test_a_certificate_is_renewed_when_it_expired_or_addresses_changed(
 @pytest.mark.parametrize("keep", [0, 100, 300])
 def test_a_damaged_file_is_made_anew(tmp_path: Path, keep: int) -> None:
     path = self_signed(tmp_path, NAMES, NOW)
-    path.write_bytes(path.read_bytes()[:keep])
-    server_context(self_signed(tmp_path, NAMES, NOW), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:keep])
+    assert self_signed(tmp_path, NAMES, NOW) == path
+    assert path.read_bytes() not in (whole, whole[:keep])
+    server_context(path, path)  # raises where key and certificate do not fit
 
 
 def test_names_are_those_that_others_may_use() -> None:
