@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from omni.parts import Parts
+from omni.scene import Scene
 from omni.types import (
     OUTPUT_RATE_HZ,
     AudioDelta,
@@ -41,7 +42,6 @@ from omni.types import (
     ResponseConfig,
     Resume,
     Say,
-    Scene,
     ScoreTurn,
     Seen,
     Speculate,

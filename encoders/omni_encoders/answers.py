@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from omni.types import Scene, Thing
+from omni.scene import Scene, Thing
 from omni_encoders import wording
 from omni_encoders.nouns import coco_labels, counted, noun, plural, with_article
 from omni_encoders.wording import WordingOptions

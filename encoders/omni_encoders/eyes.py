@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni.errors import InputError
-from omni.types import Scene, Thing
+from omni.scene import Scene, Thing
 from omni_encoders.classifier import Classifier, Naming
 from omni_encoders.detector import Detector, Finding
 from omni_encoders.distance import distance_m

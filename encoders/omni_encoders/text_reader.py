@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni.errors import CancelledError, ModelError
-from omni.types import Lettering
+from omni.scene import Lettering
 
 StopCheck = Callable[[], bool]
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from omni.types import Thing
+from omni.scene import Thing
 from omni_encoders.detector import overlap
 
 MAX_MISSED = 2

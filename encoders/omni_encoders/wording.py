@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from omni.types import Lettering, Scene, Thing
+from omni.scene import Lettering, Scene, Thing
 from omni_encoders.nouns import HAZARDS, counted, noun
 
 CERTAIN = 0.6

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from omni.assistant.watching import Watcher
 from omni.errors import ConfigError
 from omni.parts import ShouldStop
-from omni.types import Scene
+from omni.scene import Scene
 
 logger = logging.getLogger(__name__)
 

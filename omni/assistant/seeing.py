@@ -22,7 +22,8 @@ from omni.assistant.session import Session
 from omni.assistant.watching import Watcher
 from omni.errors import CancelledError, OmniError
 from omni.parts import Parts, ShouldStop
-from omni.types import Conversation, MediaPart, Scene, Span, TextSpan
+from omni.scene import Scene
+from omni.types import Conversation, MediaPart, Span, TextSpan
 
 logger = logging.getLogger(__name__)
 

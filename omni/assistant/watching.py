@@ -21,7 +21,8 @@ from omni_encoders.eyes import Eyes, EyesState
 from omni.assistant.priorities import PartPriority
 from omni.errors import CancelledError, CapacityError, InputError, OmniError
 from omni.parts import Parts, ShouldStop, Ticket
-from omni.types import Look, Output, Scene, Seen
+from omni.scene import Scene
+from omni.types import Look, Output, Seen
 
 if TYPE_CHECKING:
     from omni.assistant.session import Session

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from omni_encoders import answers, wording
 from omni_encoders.wording import Told, num_words
 
-from omni.types import Scene, Thing
+from omni.scene import Scene, Thing
 from omni_streaming.describe_camera import Camera, Motion
 from omni_streaming.describe_commands import match_command
 from omni_streaming.describe_floor import Floor

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from omni_encoders.wording import num_words
 
 from omni.assistant.watching import Watcher
+from omni.scene import Scene
 from omni.speech.contract import SpeechDecoder
-from omni.types import OUTPUT_RATE_HZ, Scene
+from omni.types import OUTPUT_RATE_HZ
 from omni_streaming.describe import Describer
 from omni_streaming.describe_settings import (
     CommandName,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from omni_encoders.nouns import HAZARDS, VEHICLES, noun
 from omni_encoders.wording import CERTAIN
 
-from omni.types import Thing
+from omni.scene import Thing
 from omni_streaming.describe_settings import (
     AHEAD_SHARE,
     CLOSE_M,

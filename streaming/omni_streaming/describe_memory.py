@@ -14,7 +14,7 @@ from typing import Literal
 from omni_encoders.nouns import HAZARDS, noun
 from omni_encoders.wording import BIG_SHARE, CERTAIN, DOUBTFUL, NEAR_M, importance
 
-from omni.types import Thing
+from omni.scene import Thing
 from omni_streaming.describe_settings import (
     GONE_LOOKS,
     GONE_MS,

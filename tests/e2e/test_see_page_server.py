@@ -18,8 +18,8 @@ from page_driver import (
 from see_driver import ENTER, ESCAPE, open_page, watching, write_camera
 
 from omni.config import Config, ServerConfig
+from omni.scene import Lettering, Scene, Thing
 from omni.scripted import Answer, Script
-from omni.types import Lettering, Scene, Thing
 
 CHAIR = Thing(label="chair", confidence=0.9, box=(0.4, 0.4, 0.6, 0.9), distance_m=2.0, track_id=1)
 CAR = Thing(

@@ -15,7 +15,7 @@ from omni_encoders.answers import (
 from omni_encoders.nouns import coco_labels
 from omni_encoders.wording import ABSTENTIONS, WordingOptions
 
-from omni.types import Scene, Thing
+from omni.scene import Scene, Thing
 
 
 def thing(label: str, x: float, confidence: float = 0.9, distance_m: float | None = None) -> Thing:

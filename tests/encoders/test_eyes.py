@@ -11,7 +11,7 @@ from omni_encoders.eyes import MAX_STILL_MS, Eyes, EyesState, confidence_of
 from photos import Pixels, blurred, covered, jpeg, needs_street, photo, smeared, street
 
 from omni.errors import CancelledError, InputError
-from omni.types import Scene
+from omni.scene import Scene
 
 PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "motorcycle_left", "rocket", "page")
 

@@ -11,7 +11,7 @@ from omni_encoders.text_reader import MAX_PROPORTION, TextReader, filled_up, in_
 from photos import Pixels, photo
 
 from omni.errors import CancelledError
-from omni.types import Lettering
+from omni.scene import Lettering
 
 PAGE = [
     "Region-based segmentation",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omni_encoders.tracking import MAX_GAP_MS, MAX_MISSED, Tracks, follow
 
-from omni.types import Thing
+from omni.scene import Thing
 
 Box = tuple[float, float, float, float]
 

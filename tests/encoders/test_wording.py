@@ -27,7 +27,7 @@ from omni_encoders.wording import (
     scene_text,
 )
 
-from omni.types import Lettering, Scene, Thing
+from omni.scene import Lettering, Scene, Thing
 
 PLAIN = WordingOptions()
 CLOCK = WordingOptions(directions="clock")

@@ -15,7 +15,7 @@ from omni.benchmarks import describe_material as material
 from omni.benchmarks.describe import AGAIN_MS, Told, duplicates, is_towards, static
 from omni.benchmarks.describe_report import COMMAND, PARTS, draw, rows
 from omni.cli import bench, main
-from omni.types import Scene, Thing
+from omni.scene import Scene, Thing
 from tests.omni.test_cli_describe import Eyes
 
 needs_street = pytest.mark.skipif(

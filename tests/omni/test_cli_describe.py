@@ -35,7 +35,7 @@ from omni.assistant import embedded
 from omni.cli import main
 from omni.cli.describe import Recorder, clock
 from omni.errors import InputError
-from omni.types import Lettering, Scene, Thing
+from omni.scene import Lettering, Scene, Thing
 
 Pixels = NDArray[np.uint8]
 GREY = np.full((48, 64, 3), 120, dtype=np.uint8)

@@ -28,6 +28,7 @@ from omni.engine.engine import Engine, Priority, Prompt, SamplingParams
 from omni.errors import CancelledError, InputError, ModelError
 from omni.models import LoadedModel, load
 from omni.models.batch import Backbone
+from omni.scene import Scene
 from omni.types import (
     OUTPUT_RATE_HZ,
     AudioDelta,
@@ -44,7 +45,6 @@ from omni.types import (
     Respond,
     ResponseConfig,
     Say,
-    Scene,
     Seen,
     Span,
     TextDelta,

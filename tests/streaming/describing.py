@@ -20,7 +20,7 @@ from omni_streaming.describe_settings import (
     StopSpeaking,
 )
 
-from omni.types import Lettering, Scene, Thing
+from omni.scene import Lettering, Scene, Thing
 
 
 def thing(

@@ -16,7 +16,7 @@ from omni_streaming.describe_settings import (
     StopSpeaking,
 )
 
-from omni.types import Scene
+from omni.scene import Scene
 from tests.streaming.describing import ROOM, World, at, scene, settled, sign, thing
 
 EMPTY = scene()

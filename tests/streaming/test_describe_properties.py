@@ -14,7 +14,7 @@ from omni_streaming.describe import Describer
 from omni_streaming.describe_memory import MAX_ENTITIES, SceneMemory
 from omni_streaming.describe_settings import CLOSE_M, TALL_SHARE, DescribeSettings, Say
 
-from omni.types import Scene, Thing
+from omni.scene import Scene, Thing
 from tests.streaming.describing import World, at, scene, sign, thing
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,20 +11,9 @@ import pytest
 from omni_streaming.describe_settings import NOTICE
 from omni_streaming.describing import GUIDE, READ_MS_PER_WORD
 
+from omni.scene import Scene, Thing
 from omni.scripted import Answer, Script
-from omni.types import (
-    Cancel,
-    Edit,
-    Look,
-    MediaPart,
-    Respond,
-    Say,
-    Scene,
-    Seen,
-    Speculate,
-    TextPart,
-    Thing,
-)
+from omni.types import Cancel, Edit, Look, MediaPart, Respond, Say, Seen, Speculate, TextPart
 from tests.streaming.driver import (
     Driver,
     of_type,

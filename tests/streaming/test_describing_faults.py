@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from omni.scene import Scene, Thing
 from omni.scripted import Answer, Script
-from omni.types import Look, Respond, Scene, Thing
+from omni.types import Look, Respond
 from tests.streaming.driver import of_type, set_detection, silence, tone, types, words
 from tests.streaming.test_describing import CAR, CHAIR, FRAME, ROOM, Camera
 

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import initialize, rule
 
 from omni.config import Config, ServerConfig
+from omni.scene import Lettering, Scene, Thing
 from omni.scripted import Answer, Call, Script
-from omni.types import Lettering, Scene, Seen, Thing
+from omni.types import Seen
 from tests.streaming.driver import Driver, silence, tone, words
 from tests.streaming.invariants import CommandInvariants, EventInvariants
 from tests.streaming.test_describing import CAR, CHAIR, DOG, FRAME
