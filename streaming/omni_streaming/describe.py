@@ -12,6 +12,7 @@ Order: warnings, answers, the notice at the start, the camera, an overview, chan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from omni_encoders import answers, wording
 from omni_encoders.wording import Told, num_words
@@ -132,11 +133,12 @@ class Describer:
             self._hush()
         self._decide(now)
 
-    def heard(self, text: str, now_ms: int) -> CommandName | None:
+    def heard(self, text: str, now_ms: int) -> CommandName | Literal["answer"] | None:
         """The user's turn was for the assistant and these are its words.
 
-        Returns the command that it was and that is being carried out: it needs no other answer.
-        None: it is for the assistant's model. "Say that again" is, after an answer of the model.
+        Returns the command that it was and that is being carried out, or "answer" for a question
+        that is answered here: it needs no other answer. None: it is for the assistant's model.
+        "Say that again" is, after an answer of the model.
         """
         now = self._clock.advance(now_ms)
         name = match_command(text)
@@ -145,9 +147,8 @@ class Describer:
         if name is None:
             if (words := self._own_answer(text, now)) is not None:
                 self._floor.keep_quiet(now)
-                self._take_back()
-                self._mouth.say("answer", words, self._scene_ms, now, interrupts=True)
-                return "front"
+                self._reply(words, now)
+                return "answer"
             self._floor.wait_for_answer(now)
             return None
         self._floor.keep_quiet(now)
@@ -247,6 +248,14 @@ class Describer:
                 self._mouth.say("framing", text, now, now, undo=Undo(text, [], is_camera=True))
         elif self._can_see(now):
             self._describe(budget, now)
+
+    def _reply(self, words: str, now: int) -> None:
+        """Answer at once, but let a warning be heard."""
+        self._take_back(is_wanted=True)
+        if self._floor.is_warning:
+            self._owed = (words, now)
+            return
+        self._mouth.say("answer", words, self._scene_ms, now, interrupts=True)
 
     def _give_owed(self, now: int) -> bool:
         """Whether the answer that a warning cut off is being given again."""

@@ -41,13 +41,15 @@ READ_MS_PER_WORD = 250
 """Of words in writing: nobody says when they have been read. Screen readers are set to about 300
 words a minute (Bragg 2021), and begin a little later."""
 
-GUIDE = (
-    "The user is blind. What their camera shows stands in square brackets. Answer questions about "
-    "it only from it. If it does not say, answer: I cannot tell from the picture. Never say who "
-    "somebody is or judge how they look."
+GUIDE = "The user is blind and shows you what their camera sees."
+BRACKETS = (
+    "It stands in square brackets. Answer questions about it only from it. If it does not say, "
+    "answer: I cannot tell from the picture."
 )
-"""Added to the instructions. Without it the 0.5B says of a street that "the traffic light is green"
-where none was seen; with it that it cannot tell (12 questions, docs/quality.md)."""
+NO_JUDGEMENT = "Never say who somebody is or judge how they look."
+"""Added to the instructions, BRACKETS for a model that is told in words what there is to see.
+Without them the 0.5B says of a street that "the traffic light is green" where none was seen
+(docs/quality.md)."""
 
 KIND_KEY, FRAME_KEY = "omni_kind", "omni_frame_ms"
 
@@ -205,7 +207,8 @@ class Describing:
         """``instructions`` with what the model must know of its listener and their camera."""
         if self._describer is None:
             return instructions
-        return f"{instructions} {GUIDE}".strip()
+        told = () if self._session.has_native_sight else (BRACKETS,)
+        return " ".join((instructions, GUIDE, *told, NO_JUDGEMENT)).strip()
 
     def answering(self, settings: ResponseSettings) -> ResponseSettings:
         """``settings`` of an ordinary answer, marked in describe mode as what it is."""
@@ -250,7 +253,7 @@ class Describing:
             self._speech = speech
             describer.speaking(kind, session.now_ms)
 
-    def _carry_out(self, name: CommandName) -> None:
+    def _carry_out(self, name: str) -> None:
         """What a command changes of the session itself, and what the describer wants of it."""
         assert self._describer is not None
         if name in ("quiet", "resume"):

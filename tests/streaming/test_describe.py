@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+from omni_encoders.answers import NOT_A_GUIDE
 from omni_encoders.wording import num_words
 from omni_streaming.describe import Describer
 from omni_streaming.describe_settings import (
@@ -205,6 +206,31 @@ def test_what_a_warning_cut_off_is_said_again() -> None:
     kinds = [one.kind for one in world.spoken]
     assert kinds == ["framing", "change", "hazard", "change"]
     assert "a person ahead" in world.said()[-1]
+
+
+def test_a_question_during_a_warning_is_answered_after_it() -> None:
+    world = settled()
+    world.show(scene(*ROOM.things, CAR), 400)
+    world.hear("Is it safe to cross?")
+    (warning,) = [one for one in world.spoken if one.kind == "hazard"]
+    assert not warning.is_cut
+    world.show(ROOM, 6_000)
+    assert not warning.is_cut
+    assert world.said("answer") == [NOT_A_GUIDE]
+
+
+def test_an_answer_that_a_warning_cut_off_is_given_again_and_no_other() -> None:
+    world = settled()
+    world.hear("Is it safe to cross?")
+    world.show(ROOM, 600)
+    world.show(scene(*ROOM.things, CAR), 200)
+    world.show(ROOM, 12_000)
+    assert world.said("answer") == [NOT_A_GUIDE] * 2
+    world.hear("Is there a dog?")
+    world.show(ROOM, 600)
+    world.hear("Is there a chair?")  # whoever asks on wants no more of the answer before
+    world.show(ROOM, 12_000)
+    assert [text[:5] for text in world.said("answer")[2:]] == ["I do ", "Yes: "]
 
 
 def test_warnings_can_be_switched_off() -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from omni_streaming.describe_settings import NOTICE
-from omni_streaming.describing import GUIDE, READ_MS_PER_WORD
+from omni_streaming.describing import BRACKETS, GUIDE, NO_JUDGEMENT, READ_MS_PER_WORD
 
 from omni.scene import Scene, Thing
 from omni.scripted import Answer, Script
@@ -353,6 +353,14 @@ def test_the_model_is_told_of_its_listener_only_while_describing() -> None:
     shown = camera.send("session.update", session=off)[-1]["session"]["instructions"]
     assert GUIDE not in camera.commands_of(Edit)[-1].conversation.instructions
     assert GUIDE not in shown
+
+
+@pytest.mark.parametrize("is_native", [False, True])
+def test_only_a_model_without_eyes_is_told_of_brackets(is_native: bool) -> None:
+    camera = Camera(ROOM, session={"has_native_sight": is_native})
+    instructions = camera.commands_of(Edit)[-1].conversation.instructions
+    assert (BRACKETS in instructions) is not is_native
+    assert NO_JUDGEMENT in instructions
 
 
 def test_quiet_by_voice_is_shown_in_the_session() -> None:
