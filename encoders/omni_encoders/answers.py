@@ -148,31 +148,24 @@ def answer(question: str, scene: Scene, options: WordingOptions | None = None) -
     for kind, pattern in _PATTERNS:
         if (match := pattern.fullmatch(plain)) is None:
             continue
-        if scene.condition != "clear":
-            return wording.ABSTENTIONS[scene.condition]
-        if kind == "all":
-            return wording.overview(scene, options, 30, opening="I see:").text
         said = match.groupdict().get("noun") or "person"
         label = _label(said)
-        if label is not None:
-            return _about(kind, label, scene, options)
-        return UNKNOWN if match.re.groupindex and _names_a_thing(plain, said) else None
+        if kind != "all" and label is None:
+            return UNKNOWN if _names_a_thing(plain, said) else None
+        if scene.condition != "clear":
+            return wording.ABSTENTIONS[scene.condition]
+        if label is None or kind == "all":
+            return wording.overview(scene, options, 30, opening="I see:").text
+        return _about(kind, label, scene, options)
     return None
+
+
+_FILLERS = frozenset({"and", "so", "okay", "ok", "please", "hey", "omni", "well", "tell"})
 
 
 def _plain(question: str) -> str:
     words = re.sub(r"[^\w\s']", " ", question.lower().replace("’", "'")).split()
-    while words and words[0] in (
-        "and",
-        "so",
-        "okay",
-        "ok",
-        "please",
-        "hey",
-        "omni",
-        "well",
-        "tell",
-    ):
+    while words and words[0] in _FILLERS:
         words = words[1:]
     return " ".join(words)
 

@@ -105,7 +105,7 @@ class WordsSight:
         frames = read_clip(part.data, should_stop)
         spans: list[Span] = []
         state: object | None = None
-        for frame in frames[:: max(1, len(frames) // MAX_CLIP_LOOKS)]:
+        for frame in frames[:: -(-len(frames) // MAX_CLIP_LOOKS)]:
             scene, state = self._watcher.look(
                 frame.pixels, round(frame.at_ms), state, should_stop=should_stop
             )

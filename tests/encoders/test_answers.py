@@ -83,6 +83,7 @@ def test_other_questions_are_left_to_the_model(question: str) -> None:
 def test_a_picture_that_cannot_be_judged_answers_nothing(condition: str) -> None:
     scene = Scene(at_ms=0, condition=condition)  # type: ignore[arg-type]
     assert answer("Is anybody there?", scene) == ABSTENTIONS[condition]
+    assert answer("Where is Paris?", scene) is None, "it is no question about the picture"
 
 
 def test_every_kind_of_thing_can_be_asked_for_in_singular_and_plural() -> None:

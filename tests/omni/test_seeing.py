@@ -21,7 +21,13 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from omni.assistant.context import Context, Senses
-from omni.assistant.seeing import MAX_IMAGE_PIXELS, Blind, TowerSight, WordsSight
+from omni.assistant.seeing import (
+    MAX_CLIP_LOOKS,
+    MAX_IMAGE_PIXELS,
+    Blind,
+    TowerSight,
+    WordsSight,
+)
 from omni.assistant.text_chat import open_chat
 from omni.config import EngineConfig
 from omni.engine.engine import Engine, Priority, Prompt, SamplingParams
@@ -423,7 +429,7 @@ class Glances:
         wants_main: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> tuple[Scene, object]:
-        if picture == b"broken":
+        if isinstance(picture, bytes) and picture == b"broken":
             raise InputError("it is damaged")
         count = 1 if state is None else int(str(state)) + 1
         return Scene(at_ms=at_ms, main=f"frame {count}"), count
@@ -435,6 +441,12 @@ def seen(outputs: list[Output]) -> dict[str, str]:
         for o in outputs
         if isinstance(o, Seen)
     }
+
+
+@pytest.mark.parametrize("num_frames", [1, 60, 110])
+def test_words_for_a_clip_take_six_looks_at_most(num_frames: int) -> None:
+    spans = WordsSight(Glances()).look(MediaPart("c", "video", clip(num_frames)), lambda: False)
+    assert 1 <= len(spans) <= MAX_CLIP_LOOKS
 
 
 def test_frames_are_seen_in_order_and_a_bad_one_loses_nothing() -> None:
