@@ -246,8 +246,13 @@ def perhaps(things: Sequence[Thing], options: WordingOptions, max_words: int) ->
     return Told(f"{opening} {clauses[0][0]}.", clauses[0][1])
 
 
-def appeared(things: Sequence[Thing], options: WordingOptions, max_words: int) -> Told:
-    """ "A dog has appeared on the right." for the most important that fit; empty if none does."""
+def appeared(
+    things: Sequence[Thing], options: WordingOptions, max_words: int, *, has_turned: bool = False
+) -> Told:
+    """ "A dog has appeared on the right." for the most important that fit; empty if none does.
+
+    ``has_turned``: the camera turned to it; "A dog on the right." claims nothing else.
+    """
     texts: list[str] = []
     told: list[Thing] = []
     left = max_words
@@ -255,10 +260,10 @@ def appeared(things: Sequence[Thing], options: WordingOptions, max_words: int) -
         for num in range(min(len(groups), 3), 0, -1):
             kinds = groups[:num]
             new = [thing for group in kinds for thing in group.things]
-            verb = "has" if len(new) == 1 else "have"
-            place = f"{side}{_how_far(new, options)}"
+            verb = "has appeared" if len(new) == 1 else "have appeared"
+            place = f"{side}{_how_far(new, options)}."
             names = _listed([group.name() for group in kinds])
-            text = _capital(f"{names} {verb} appeared {place}.")
+            text = _capital(" ".join((names, place) if has_turned else (names, verb, place)))
             if num_words(text) <= left:
                 texts.append(text)
                 told += new

@@ -49,6 +49,10 @@ ANSWER_LATE_MS = 8_000
 """An answer that could not be given for so long is not wanted any more."""
 FIRST_LOOK_MS = 1_000
 """An empty picture is believed after this long."""
+TURN_MS = 1_000
+"""What is first seen so soon after the camera moved did not come: it was there."""
+EMPTY_MS = 4_000
+"""After a turn of the camera away from all that was seen: people look around."""
 
 
 class Describer:
@@ -277,12 +281,13 @@ class Describer:
             self._say_overview(visible, budget, now)
             return
         options = self._settings.wording
-        if (
-            news
-            and (told := wording.appeared([one.as_thing() for one in news], options, budget)).text
-        ):
-            self._say_change(told, news, now)
-            return
+        if news:
+            has_turned = max(one.first_ms for one in news) - self._motion.moved_ms <= TURN_MS
+            things = [one.as_thing() for one in news]
+            told = wording.appeared(things, options, budget, has_turned=has_turned)
+            if told.text:
+                self._say_change(told, news, now)
+                return
         for entity in self._memory.moves(now):
             text = wording.moved(entity.as_thing(), options)
             if num_words(text) <= budget and self._say_change(Told(text), [entity], now):
@@ -306,6 +311,10 @@ class Describer:
         if self._is_overview_due:
             wait_ms = SETTLE_MS if visible else FIRST_LOOK_MS
             return self._clear_ms is not None and now - self._clear_ms >= wait_ms
+        if not visible:
+            turned_ms = self._motion.moved_ms
+            has_turned_away = self._overview_ms <= self._memory.seen_ms < turned_ms
+            return has_turned_away and now - turned_ms >= EMPTY_MS and not self._motion.is_moving
         is_long_ago = now - self._overview_ms >= OVERVIEW_AGAIN_MS
         return is_long_ago and len(news) >= 3 and len(news) >= 0.6 * len(visible)
 

@@ -91,12 +91,15 @@ class SceneMemory:
 
     def __init__(self) -> None:
         self.entities: list[Entity] = []
+        self.seen_ms = 0
+        """When anything at all was last seen."""
 
     # --- Seeing ----------------------------------------------------------------------------------
 
     def see(self, things: Iterable[Thing], now_ms: int, *, is_moving: bool) -> None:
         """Take the things of a clear picture; ``is_moving`` is whether the camera does."""
         rest = [thing for thing in things if thing.confidence >= STILL_THERE]
+        self.seen_ms = now_ms if rest else self.seen_ms
         if len(rest) > MAX_THINGS:
             rest = sorted(rest, key=importance)[:MAX_THINGS]
         free = set(self.entities)

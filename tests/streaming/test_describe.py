@@ -82,7 +82,7 @@ def test_turning_the_camera_is_no_departure() -> None:
     world = settled()
     world.show(scene(motion=0.8), 2_000)
     world.show(scene(thing("couch", 0.5, track=9, metres=2.0)), 10_000)
-    assert world.said()[2:] == ["A couch has appeared ahead, about 2 metres."]
+    assert world.said()[2:] == ["A couch ahead, about 2 metres."]
 
 
 def test_another_room_gets_an_overview() -> None:
@@ -97,6 +97,17 @@ def test_another_room_gets_an_overview() -> None:
     assert world.said()[2:] == [
         "In front of you: a bed on the left; a TV ahead; a couch on the right."
     ]
+
+
+def test_turning_to_where_nothing_is_found_is_told_once() -> None:
+    world = settled()
+    world.show(scene(motion=0.8), 3_000)
+    world.show(EMPTY, 30_000)
+    assert world.said()[2:] == ["I recognise nothing here."]
+    world.show(ROOM, 3_000)
+    world.show(scene(motion=0.8), 1_000)
+    world.show(EMPTY, 30_000)
+    assert world.said()[4:] == ["I recognise nothing here."]
 
 
 def test_an_empty_picture_is_admitted_once() -> None:
