@@ -37,7 +37,8 @@ EXAMPLES = """\
 examples:
   omni describe street.mp4                                what would be said, and when
   omni describe street.mp4 --out log.jsonl --audio out.wav    the same in files, to see and to hear
-  omni describe menu.mp4 --read-text-at 3                 "read it" after three seconds
+  omni describe menu.jpg --read-text-at 3                 "read it" after three seconds; a photo
+                                                          is shown for ten
   omni describe walk.mp4 --verbosity brief --units steps --directions clock
   omni describe street.mp4 --look-ms 120 --out a.jsonl    the same on every machine
   omni describe 0                                         the first camera (also /dev/video0)
@@ -57,7 +58,9 @@ def add_parser(subparsers: Subparsers) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("video", metavar="VIDEO_OR_CAMERA", help="a file, a number, /dev/videoN")
+    parser.add_argument(
+        "video", metavar="VIDEO_OR_CAMERA", help="a video or photo, a number, /dev/videoN"
+    )
     parser.add_argument("--out", type=Path, metavar="JSONL", help="write the log here")
     parser.add_argument("--audio", type=Path, metavar="WAV", help="write the speech here, in place")
     parser.add_argument(

@@ -29,6 +29,9 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 4 * 2**20
 """Larger frames are reduced: print is read at this size, and the detector needs far less."""
 
+STILL_S = 10
+"""A photo is shown this long: the notice, a breath and the overview take eight."""
+
 MAX_BAD_PACKETS = 8
 """In a row; then the file is taken to end. Players go on after one, too."""
 
@@ -91,7 +94,7 @@ class Damage:
 
 
 class VideoFile:
-    """A video file; ``duration_s`` as its header says, None: it does not."""
+    """A video file, or a photo; ``duration_s`` as its header says, None: it does not."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -138,6 +141,8 @@ class VideoFile:
     def pictures(self, fps: float) -> Iterator[Picture]:
         """What a player shows, ``fps`` times a second: a frame stands until the next one comes.
 
+        The only one, a photo, stands for STILL_S.
+
         Raises:
             InputError: no frame can be decoded.
         """
@@ -155,10 +160,10 @@ class VideoFile:
             standing, shown = frame, None
         if standing is None:
             raise InputError(f"{self.path} is damaged: none of its frames can be decoded")
-        yield Picture(
-            upright(pixels_of(standing, MAX_PIXELS), *(held or how_held(standing))),
-            round(num * every_ms),
-        )
+        last = upright(pixels_of(standing, MAX_PIXELS), *(held or how_held(standing)))
+        times = range(num, num + 1) if num else range(round(STILL_S * fps))
+        for num in times:
+            yield Picture(last, round(num * every_ms))
 
     def _timed(self) -> Iterator[tuple[Any, float]]:
         """Frames and when each is shown, ascending from 0."""
