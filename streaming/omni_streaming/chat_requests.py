@@ -8,10 +8,9 @@ with the one value that changes nothing. Sans-I/O.
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, JsonValue, Tag, ValidationError
 
@@ -27,7 +26,7 @@ from omni.types import (
     TextPart,
     ToolSpec,
 )
-from omni_streaming.events import MAX_ELEMENTS, raise_client_error
+from omni_streaming.events import MAX_ELEMENTS, parse_json, raise_client_error
 from omni_streaming.items import ClientError, Wire
 from omni_streaming.pictures import read_data_uri
 
@@ -315,18 +314,13 @@ def _object(body: bytes) -> dict[str, Any]:
         )
     try:
         # Strict, where json would let surrogates pass that are written as bytes.
-        data = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse)
-        if b"\\u" in body:  # a lone surrogate parses, but no UTF-8 text could carry it
-            json.dumps(data, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise ClientError("invalid_json", f"The body is not valid JSON: {error}") from None
+    data = parse_json(text, "body")
     if not isinstance(data, dict):
         raise ClientError("invalid_json", "The body is not a JSON object.")
     return data
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _list(value: object) -> list[Any]:

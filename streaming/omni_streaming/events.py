@@ -145,7 +145,7 @@ def parse_client_event(message: str | bytes) -> ClientEvent:
         raise ClientError(
             "invalid_value", f"The message has more than {MAX_ELEMENTS} values; send fewer at once."
         )
-    data = _parse_json(message)
+    data = parse_json(message)
     if not isinstance(data, dict):
         raise ClientError("invalid_event", "An event is a JSON object with a 'type'.")
     event_id = data.get("event_id")
@@ -191,16 +191,18 @@ def _finite(text: str) -> float:
     return number
 
 
-def _parse_json(message: str) -> object:
+def parse_json(text: str, what: str = "message") -> object:
+    """Strict JSON: no NaN, no number beyond a float, no lone surrogate. Raises ClientError."""
+
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        data = json.loads(message, parse_constant=refuse, parse_float=_finite)
-        if "\\u" in message:  # a lone surrogate parses, but no UTF-8 frame could carry it back
+        data = json.loads(text, parse_constant=refuse, parse_float=_finite)
+        if "\\u" in text:  # a lone surrogate parses, but no UTF-8 frame could carry it back
             json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ClientError("invalid_json", f"The message is not valid JSON: {error}") from None
+        raise ClientError("invalid_json", f"The {what} is not valid JSON: {error}") from None
     else:
         return data
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from omni_streaming.tls import self_signed, server_context
 from page_driver import chromium, require_browser, scripted_server, write_microphone
+from see_driver import ENTER
 
 from omni.config import Config, ServerConfig
 from omni.scripted import Script
@@ -38,3 +39,9 @@ def test_over_https_another_machine_gets_microphone_and_sound_and_its_key_is_tak
         assert "sesame" not in page.js("return location.href + document.body.innerHTML")
         assert not page.events("error")
         assert page.js("return watched.errors") == []
+        page.click("other-page")  # which is not asked for the key again
+        page.wait(lambda p: p.js("return location.pathname") == "/see.html")
+        page.wait(lambda p: p.js("return document.readyState") == "complete")
+        page.press(ENTER)
+        page.wait(lambda p: p.phase == "listening")
+        assert "sesame" not in page.js("return location.href + document.body.innerHTML")

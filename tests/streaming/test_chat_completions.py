@@ -358,7 +358,17 @@ def test_a_bad_request_says_what_is_wrong_and_where(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[1]", b"{", b'{"seed": NaN}', b'{"model": "\\ud800"}', b"[" * 40_000, b"\xff"]
+    "body",
+    [
+        b"",
+        b"[1]",
+        b"{",
+        b'{"seed": NaN}',
+        b'{"temperature": 1e999}',
+        b'{"model": "\\ud800"}',
+        b"[" * 40_000,
+        b"\xff",
+    ],
 )
 def test_a_body_that_is_no_json_object_is_refused(url: str, body: bytes) -> None:
     with httpx.Client(base_url=url, trust_env=False) as http:

@@ -3,7 +3,7 @@
 import { Conversation, StillLoading } from "./conversation.js";
 import { Microphone, MicrophoneError } from "./microphone.js";
 import { Player, SoundError } from "./player.js";
-import { takeKey } from "./realtime.js";
+import { passKey, takeKey } from "./realtime.js";
 import { View } from "./view.js";
 
 const RETRY_MS = 3000; // while the models are loading
@@ -231,6 +231,7 @@ function wire(app) {
     app.reconnect();
   };
   byId("key-cancel").onclick = () => byId("key-dialog").close();
+  passKey(byId("other-page"), app);
   document.addEventListener("keydown", (event) => {
     if (byId("key-dialog").open) return;
     if (event.key === "Escape") app.stop();

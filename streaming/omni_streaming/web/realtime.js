@@ -21,6 +21,14 @@ export function takeKey() {
   return key;
 }
 
+/** Give the other page the key of this one: its address has it only while it is opened. */
+export function passKey(link, app) {
+  link.onclick = () => {
+    link.hash = app.key ? new URLSearchParams({ key: app.key }) : "";
+    setTimeout(() => (link.hash = ""));
+  };
+}
+
 export class Realtime {
   /**
    * @param {string} key API key, or "" for none

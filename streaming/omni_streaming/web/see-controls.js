@@ -1,5 +1,7 @@
 // Buttons and keys of the page that describes: which press does what.
 
+import { passKey } from "./realtime.js";
+
 const KEYS = {
   f: "front",
   t: "read",
@@ -93,6 +95,7 @@ export function wire(app) {
     app.reconnect();
   };
   byId("key-cancel").onclick = () => byId("key-dialog").close();
+  passKey(byId("other-page"), app);
   window.addEventListener("online", () => app.wake?.());
   document.addEventListener("visibilitychange", () => {
     if (document.hidden || !app.isStarted) return;
