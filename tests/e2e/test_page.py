@@ -72,6 +72,7 @@ def test_spoken_question_is_shown_answered_and_heard_to_the_last_sample(tmp_path
         assert page.driver.get_log("browser") == []
 
 
+@pytest.mark.slow
 def test_speaking_over_the_answer_silences_it_and_the_context_keeps_what_was_heard(
     tmp_path: Path,
 ) -> None:
@@ -201,6 +202,7 @@ def test_refused_microphone_is_explained(tmp_path: Path) -> None:
         assert page.js("return document.getElementById('notice').getAttribute('role')") == "alert"
 
 
+@pytest.mark.slow
 def test_everything_works_from_the_keyboard(tmp_path: Path) -> None:
     microphone = write_microphone(tmp_path / "q.wav", [0.2, speak(QUESTION, tmp_path), 60.0])
     script = Script(answers=(Answer(text=LONG_ANSWER),))
@@ -275,6 +277,7 @@ def test_key_is_asked_for_and_kept_in_memory_only(typing: tuple[Page, str]) -> N
         assert "open-sesame" not in page.js("return location.href + document.body.innerHTML")
 
 
+@pytest.mark.slow
 def test_page_waits_for_the_models_and_then_does_what_was_asked(
     typing: tuple[Page, str],
 ) -> None:
@@ -361,6 +364,7 @@ def test_full_server_says_so_in_its_own_words(typing: tuple[Page, str]) -> None:
         assert page.driver.find_element("id", "reconnect").is_displayed()
 
 
+@pytest.mark.slow
 def test_microphone_is_closed_with_the_connection_and_comes_back_as_it_was(tmp_path: Path) -> None:
     microphone = write_microphone(tmp_path / "q.wav", [60.0])
     with chromium(tmp_path / "p", microphone) as page:

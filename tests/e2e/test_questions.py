@@ -42,6 +42,7 @@ def url() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 async def test_most_spoken_questions_are_answered_right_and_aloud(url: str) -> None:
     recogniser = Recogniser(path("whisper-base", home(Config())), threads=2)
     num_right, said = 0, []

@@ -478,6 +478,7 @@ def test_camera_key_takes_the_next_of_two_cameras(tmp_path: Path) -> None:
         assert page.text("#camera-state") == name
 
 
+@pytest.mark.slow
 def test_only_the_shell_is_kept_and_it_opens_without_the_server(tmp_path: Path) -> None:
     require_browser()
     server = Describing()

@@ -80,6 +80,7 @@ def test_cost_per_second_of_audio_is_accounted(hearing: StreamingRecogniser, say
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_long_turn_neither_loses_nor_doubles_words(
     hearing: StreamingRecogniser, say: Say
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_closed_session_holds_no_audio(ending: str) -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what was freed")
+@pytest.mark.slow
 async def test_a_flood_of_long_messages_is_not_resident_after_it() -> None:
     ctypes.CDLL(None).malloc_trim(0)  # what earlier tests left behind
     async with serving() as running, socket(running) as other:
