@@ -24,6 +24,10 @@ _BAND_PIXELS = 2**16
 """Converted at once: a file of half a megabyte may hold 64 megapixels, whose fractions of a whole
 picture would take gigabytes."""
 
+WHOLE_PIXELS = 4800 * 4800
+"""Of a picture that is taken as it is; a larger one is halved. The longer side still has 2400 then,
+and the text reader, which sees most, looks at 1600."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelLimits:
@@ -33,8 +37,11 @@ class PixelLimits:
     max_pixels: int = 4096 * 4096  # larger ones are reduced to 16,384
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, whole_pixels: int = WHOLE_PIXELS) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, WebP or still GIF file to upright RGB pixels [H, W, 3].
+
+    A picture of more than ``whole_pixels`` comes at half its width and height, rounded up: 64
+    megapixels held up everybody else's looks for seconds. Smaller ones keep every pixel.
 
     Transparent parts are shown on white, 16-bit channels lose their lower byte. Animations are
     refused: one frame would pass for the whole.
@@ -43,31 +50,52 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         InputError: not an image, cut off, damaged, animated, too small or too large.
     """
     header = inspect(data)
+    is_halved = header.width * header.height > whole_pixels
+    # Unchanged: the other modes drop transparency instead of showing what is behind it.
+    mode = cv2.IMREAD_UNCHANGED
+    if is_halved and header.kind == "JPEG":  # the decoder leaves out half the frequencies
+        mode = cv2.IMREAD_REDUCED_COLOR_2 | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        # Unchanged: the other modes drop transparency instead of showing what is behind it.
-        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        decoded = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), mode)
     except cv2.error:
         decoded = None
     if decoded is None:
         raise InputError(f"the {header.kind} image is damaged and cannot be decoded; send it again")
-    return np.ascontiguousarray(_upright(_rgb(decoded), header.orientation))
+    rgb = _rgb(decoded, is_halved=is_halved and header.kind != "JPEG")
+    return np.ascontiguousarray(_upright(rgb, header.orientation))
 
 
-def _rgb(decoded: NDArray[np.integer[Any] | np.floating[Any]]) -> NDArray[np.uint8]:
+def _rgb(
+    decoded: NDArray[np.integer[Any] | np.floating[Any]], *, is_halved: bool
+) -> NDArray[np.uint8]:
     """OpenCV's [H, W], [H, W, 3] BGR or [H, W, 4] BGRA of 8 or 16 bits as RGB on white."""
     height, width = decoded.shape[:2]
-    rgb = np.empty((height, width, 3), dtype=np.uint8)
-    num_rows = max(1, _BAND_PIXELS // width)
+    factor = 2 if is_halved else 1
+    rgb = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
+    num_rows = max(1, _BAND_PIXELS // width // factor) * factor
     for top in range(0, height, num_rows):
-        rgb[top : top + num_rows] = _band(decoded[top : top + num_rows])
+        band = _band(decoded[top : top + num_rows])
+        into = rgb[top // factor : (top + num_rows) // factor]
+        into[:] = _halved(band) if is_halved else band
     return rgb
 
 
+def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mean of every two by two; an odd edge counts double."""
+    height, width = pixels.shape[:2]
+    if height % 2 or width % 2:
+        margins = (0, height % 2, 0, width % 2)
+        pixels = np.asarray(cv2.copyMakeBorder(pixels, *margins, cv2.BORDER_REPLICATE), np.uint8)
+    size = pixels.shape[1] // 2, pixels.shape[0] // 2
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
 def _band(decoded: NDArray[np.integer[Any] | np.floating[Any]]) -> NDArray[np.uint8]:
-    pixels = (decoded // 256 if decoded.dtype == np.uint16 else decoded).astype(np.uint8)
+    pixels = decoded // 256 if decoded.dtype == np.uint16 else decoded
+    pixels = pixels.astype(np.uint8, copy=False)
     if pixels.ndim == 2:
-        return np.repeat(pixels[:, :, None], 3, axis=2)
-    rgb = pixels[:, :, 2::-1]
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
+    rgb = np.asarray(cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_BGR2RGB), dtype=np.uint8)
     if pixels.shape[2] == 3:
         return rgb
     alpha = pixels[:, :, 3:].astype(np.float32) / 255

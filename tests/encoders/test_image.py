@@ -225,6 +225,32 @@ def test_seeing_through_a_large_image_takes_no_multiple_of_its_own_memory() -> N
     assert peak_bytes < 2.5 * pixels.nbytes  # with fractions of the whole picture it is 10
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_picture_of_too_many_pixels_is_halved(name: str) -> None:
+    expected = np.asarray(Image.fromarray(reference_pixels(FILES[name])).reduce(2), dtype=int)
+    got = decode_image(FILES[name], whole_pixels=45 * 70 - 1)
+    assert got.dtype == np.uint8
+    assert got.shape == (23, 35, 3)
+    # A JPEG's decoder leaves out frequencies, which is not quite the mean of four pixels.
+    assert np.abs(got - expected).mean() < (6 if "jpeg" in name else 1)
+    whole = decode_image(FILES[name], whole_pixels=45 * 70)
+    np.testing.assert_array_equal(whole, decode_image(FILES[name]))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_halved_picture_is_upright(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    held, turned = file_of(PLAIN, kind), file_of(PLAIN, kind, exif=exif)
+    expected = np.rot90(decode_image(held, whole_pixels=1), -1)
+    np.testing.assert_array_equal(decode_image(turned, whole_pixels=1), expected)
+
+
+def test_a_photograph_of_many_megapixels_keeps_what_the_readers_look_at() -> None:
+    data = cv2.imencode(".jpg", np.full((4801, 4800), 200, np.uint8))[1].tobytes()
+    assert decode_image(data).shape == (2401, 2400, 3)
+
+
 def test_image_without_a_body_is_refused() -> None:
     with pytest.raises(ValueError, match="PNG image is damaged and cannot be decoded"):
         decode_image(_png(64, 64, b"no zlib stream"))
