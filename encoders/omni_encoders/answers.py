@@ -42,6 +42,25 @@ _SAFETY = re.compile(
     rf"{_LIGHT}.*\b(?:green|red|amber|yellow|orange|show|say|changed?)|"
     rf"\bwhat colou?r (?:is|are) the (?:\w+ )?{_LIGHT}|\b(?:green|red) {_LIGHT}"
 )
+_ELSEWHERE = re.compile(
+    r"\b(?:to|for|i|we) (?:eat|drink|cook|bake|boil|fry|roast|freeze|reheat|book|buy|order|pay|ask|"
+    r"call|phone|email|write|learn|study|invite)\b|\bfor (?:breakfast|lunch|dinner|a holiday)\b|"
+    r"\b(?:by|take the) (?:train|plane|air|rail|bus|coach|boat|ferry|tube|metro)\b|"
+    r"\b(?:flights?|tickets?|visa|passport|recipe|exam|university|job|interview|opening hours|"
+    r"admission|of charge)\b|\b(?:tomorrow|next (?:week|month|year|time)|at the weekend|"
+    r"on (?:mon|tues|wednes|thurs|fri|satur|sun)days?)\b"
+)
+"""What is no question about the way: food, journeys by train, bookings, another day."""
+_PLACE = re.compile(
+    r"\b(?:this|that|these|those|here|over there|now|ahead|forwards?|straight|left|(?<!all )right|"
+    r"behind|in front|way|cross\w*|walk\w*|step\w*|stop\w*|turn\w*|mov\w+|driv\w+|hit|fall|trip|"
+    r"fit|bump|jump\w*|run\w*|roads?|streets?|traffic|lanes?|junction|pavement|sidewalk|kerbs?|"
+    r"curbs?|lights?|signals?|stairs?|tracks|rails|platform|edge|gap|holes?|doors?|doorway|coast|"
+    r"coming|cars?|vehicles?|trucks?|bikes?|trams?)\b|"
+    r"\b(?:safe|unsafe|dangerous)\b.*\b(?:the|my|our|it|from|with|while)\b|"
+    r"\b(?:the|my|our) \w+ (?:safe|unsafe|dangerous|clear|blocked)\b"
+)
+"""What may be one about the way, or about a thing that is shown, all the same."""
 _UNSEEN = re.compile(
     r"^(?!.*\b(?:many|what|read|say)\b).*\b(?:steps?|stairs?|staircase|kerbs?|curbs?|holes?|"
     r"pothole|drop(?:-| )?off|ledge|edge|glass|walls?|fence|gate|railing|ladder|poles?|posts?|"
@@ -123,14 +142,14 @@ _SAME = {
 def declined(question: str) -> str | None:
     """What is said to a question that no camera may answer; None: it is none of these.
 
-    The way, crossings and lights; what no detector sees; what comes near; who people are.
+    The way, crossings and lights; what no detector sees; what comes near; who people are. When in
+    doubt it is declined: "Is it ok to eat eggs?" is not about the way, "Is it ok to go?" may be.
     """
     plain = _plain(question)
-    for pattern, words in (
-        (_SAFETY, NOT_A_GUIDE),
-        (_COMING, COMING),
-        (_LOOKS, APPEARANCE),
-    ):
+    is_elsewhere = bool(_ELSEWHERE.search(plain)) and not _PLACE.search(plain)
+    if _SAFETY.search(plain) and not is_elsewhere:
+        return NOT_A_GUIDE
+    for pattern, words in ((_COMING, COMING), (_LOOKS, APPEARANCE)):
         if pattern.search(plain):
             return words
     if _UNSEEN.search(plain) and _ASKS_FOR.match(plain):

@@ -157,6 +157,41 @@ def test_what_may_be_answered_is_not_declined(question: str) -> None:
     assert declined(question) is None
 
 
+ELSEWHERE = """
+    Is it ok to eat eggs? Is it okay to eat eggs every day? Is it all right to drink coffee at
+    night? Is it safe to freeze bread? Is it dangerous to eat raw rice? Can I go to Paris by train?
+    Can we go to Rome by plane? Should I go to Spain for a holiday? Is it better to go to Oslo by
+    ferry? Should I go to Oslo next year? Can I go to the museum on Sunday? Is the museum free on
+    Mondays? Should I go to the dentist tomorrow? Is it ok to book a table for two? Is it ok to ask
+    for help? May I ask you something? Can I call my sister? Will I pass the exam? Can you guide me
+    through a recipe? Should we go to university? When does the bakery open? How long should I boil
+    an egg?"""
+
+PERHAPS_THE_WAY = """
+    Is it safe to go? Is it ok to go now? Can I go to the other side? Can I walk to the train? Can I
+    cross to buy bread? Can I cross to call my sister? Is it safe to eat this? Is it ok to drink
+    from that cup? Is it safe to cook with the stove? Is it safe to call while walking? Can I go to
+    the bus? Should I step on the train? Can I go for lunch straight ahead? Is it okay to book a
+    taxi here and cross? Is it all right to cross? Can I go by train now? Is the road clear
+    tomorrow? Can I turn right to eat? Is it safe to run for the bus? Which way is the ticket
+    office? Can you take me to dinner this way? Is the oven safe to bake bread? Is it dangerous to
+    drink and drive? Will I fall for lunch? Is it safe to ask it?"""
+
+
+def each(questions: str) -> list[str]:
+    return [" ".join(question.split()) + "?" for question in questions.split("?")[:-1]]
+
+
+@pytest.mark.parametrize("question", each(ELSEWHERE))
+def test_a_question_about_something_else_is_left_to_the_model(question: str) -> None:
+    assert declined(question) is None
+
+
+@pytest.mark.parametrize("question", each(PERHAPS_THE_WAY))
+def test_what_may_be_about_the_way_is_declined_whatever_else_it_names(question: str) -> None:
+    assert declined(question) == NOT_A_GUIDE
+
+
 def test_a_thing_that_no_detector_knows_is_not_guessed_at() -> None:
     for question in ("Is there a key on the table?", "Where is my wallet?", "Do you see a lamp?"):
         assert answer(question, STREET) == UNKNOWN, question
