@@ -285,8 +285,7 @@ class Describer:
             has_turned = max(one.first_ms for one in news) - self._motion.moved_ms <= TURN_MS
             things = [one.as_thing() for one in news]
             told = wording.appeared(things, options, budget, has_turned=has_turned)
-            if told.text:
-                self._say_change(told, news, now)
+            if told.text and self._say_change(told, news, now):
                 return
         for entity in self._memory.moves(now):
             text = wording.moved(entity.as_thing(), options)

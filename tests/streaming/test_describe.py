@@ -53,6 +53,21 @@ def test_what_appears_and_goes_is_told_once() -> None:
     ]
 
 
+def test_what_comes_again_too_soon_to_be_told_holds_nothing_else_up() -> None:
+    world = settled()
+    dog = thing("dog", 0.9, track=3)
+    world.show(scene(*ROOM.things, dog), 5_000)
+    world.show(ROOM, 5_000)
+    again = thing("dog", 0.9, track=4)
+    world.show(scene(*ROOM.things, again), 3_000)
+    world.show(scene(ROOM.things[0], again), 6_000)
+    assert world.said()[2:] == [
+        "A dog has appeared on the right.",
+        "The dog on the right has gone.",
+        "The person ahead has gone.",
+    ]
+
+
 def test_somebody_who_walks_across_is_told() -> None:
     world = settled()
 
