@@ -308,27 +308,62 @@ def colour_phrase(colours: Sequence[str]) -> str:
 EDGE = 0.02
 """A line this near to the picture's edge runs out of it on that side."""
 
+LEGIBLE = 0.95
+"""Confidence of the text reader from which a line is said as certain.
+
+Right, with one character in ten wrong at most, were of lines of confidence 0.6 to 0.9 4 of 42, 0.9
+to 0.95 9 of 13, 0.95 to 0.97 25 of 26, above 449 of 450. Counted on random signs of one line (26
+fonts, 24 to 44 pixels), clean, blurred, enlarged, moved, noisy, turned or dark, each to a random
+degree, against the text that was drawn; what was cut off or not found counts for neither.
+"""
+
 
 def reading(lettering: Sequence[Lettering], max_words: int = 200) -> str:
-    """The text as it stands, in order, then where it is cut off and what to do about it."""
+    """The text as it stands, in order, then where it is cut off and what to do about it.
+
+    Lines that are hard to read come last, under one doubt; if they are most of it, all of it does.
+    """
     lines = [line for line in lettering if line.text.strip()]
     if not lines:
         return "I see no text."
-    text, num_left = "", max_words
-    for line in lines:
-        words = line.text.split()
-        if num_left > 0:
-            text = _joined(text, " ".join(words[:num_left]))
-        num_left -= len(words)
-    sure = sum(line.confidence for line in lines) / len(lines) >= CERTAIN
-    parts = [f"It says: {text}" if sure else f"I am not sure, perhaps it says: {text}"]
-    if text[-1] not in ".!?":
-        parts[0] += "."
-    if num_left < 0:
+    clear = [line for line in lines if is_legible(line)]
+    unclear = [line for line in lines if not is_legible(line)]
+    if _num_letters(unclear) > _num_letters(clear):
+        clear, unclear = [], lines  # one doubt over all of it, in its order
+    parts: list[str] = []
+    left = max_words
+    for some, opening in ((clear, "It says:"), (unclear, _DOUBT[bool(clear)])):
+        if some and left > 0:
+            parts.append(f"{opening} {_text_of(some, left)}")
+        left -= sum(num_words(line.text) for line in some)
+    if left < 0:
         parts.append("There is more text.")
     if hint := cut_off_hint(lines):
         parts.append(hint)
     return " ".join(parts)
+
+
+_DOUBT = {False: "I am not sure, perhaps it says:", True: "Not sure, perhaps:"}
+"""By whether something else can be read for certain."""
+
+
+def is_legible(line: Lettering) -> bool:
+    return line.confidence >= LEGIBLE
+
+
+def _num_letters(lines: Sequence[Lettering]) -> int:
+    return sum(len(line.text) for line in lines)
+
+
+def _text_of(lines: Sequence[Lettering], max_words: int) -> str:
+    """The first ``max_words`` of ``lines``, ended by a full stop."""
+    text = ""
+    for line in lines:
+        if max_words > 0:
+            words = line.text.split()
+            text = _joined(text, " ".join(words[:max_words]))
+            max_words -= len(words)
+    return text if text[-1] in ".!?" else f"{text}."
 
 
 def _joined(text: str, line: str) -> str:
@@ -376,7 +411,7 @@ def scene_text(
     """
     options = options or WordingOptions()
     if scene.condition != "clear":
-        return f"[The {what} shows nothing: {_WHY[scene.condition]}.]"
+        return f"[{nothing_shown(scene, what=what)}]"
     parts = []
     sure = [thing for thing in scene.things if is_sure(thing)]
     unsure = [thing for thing in scene.things if DOUBTFUL <= thing.confidence < CERTAIN]
@@ -389,8 +424,17 @@ def scene_text(
     if phrase := colour_phrase(scene.colours):
         parts.append(f"colours {phrase}")
     if scene.lettering is not None:
-        parts.append(f"text: {_quoted(scene.lettering)}" if scene.lettering else "no text")
+        clear = [line for line in scene.lettering if is_legible(line)]
+        unclear = [line for line in scene.lettering if not is_legible(line)]
+        parts += [f"text: {_quoted(clear)}"] if clear else []
+        parts += [f"unclear text, perhaps: {_quoted(unclear)}"] if unclear else []
+        parts += [] if scene.lettering else ["no text"]
     return f"[The {what} shows: {'; '.join(parts) or 'nothing recognised'}.]"
+
+
+def nothing_shown(scene: Scene, *, what: Literal["camera", "picture"] = "picture") -> str:
+    """ "The picture shows nothing: it is too dark." """
+    return f"The {what} shows nothing: {_WHY[scene.condition]}."
 
 
 _WHY = {

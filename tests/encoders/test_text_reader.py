@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from omni_encoders.text_reader import MAX_PROPORTION, TextReader, filled_up, in_reading_order
+from omni_encoders.wording import reading
 from photos import Pixels, photo
 
 from omni.errors import CancelledError
@@ -53,6 +54,18 @@ def test_a_sign_is_read_in_any_light(reader: TextReader, light: float) -> None:
     lines = reader.read(sign("Platform 4", "Trains to London", "EXIT", light=light))
     assert texts(lines) == ["Platform 4", "Trains to London", "EXIT"]
     assert not any(line.is_cut_off for line in lines)
+
+
+def test_a_garbled_line_is_said_to_be_doubtful_and_a_sharp_one_is_not(reader: TextReader) -> None:
+    pixels = sign("Platform 4", "Departures to London", "Keep left on the stairs")
+    far = pixels[165:]
+    small = cv2.resize(far, None, fx=1 / 6, fy=1 / 6, interpolation=cv2.INTER_AREA)
+    pixels[165:] = cv2.resize(small, far.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    *sharp, garbled = reader.read(pixels)
+    assert garbled.text != "Keep left on the stairs"  # "Keap left an the stairs"
+    assert reading([*sharp, garbled]) == (
+        f"It says: Platform 4, Departures to London. Not sure, perhaps: {garbled.text}."
+    )
 
 
 def test_boxes_are_where_the_lines_are(reader: TextReader) -> None:

@@ -349,7 +349,7 @@ def test_a_warning_has_eight_words_at_most(
 
 
 def line(text: str, left: float = 0.2, right: float = 0.8, cut: bool = False) -> Lettering:
-    return Lettering(text=text, confidence=0.9, box=(left, 0.4, right, 0.5), is_cut_off=cut)
+    return Lettering(text=text, confidence=0.99, box=(left, 0.4, right, 0.5), is_cut_off=cut)
 
 
 def test_text_is_read_as_it_stands() -> None:
@@ -362,6 +362,22 @@ def test_text_is_read_as_it_stands() -> None:
 def test_doubtful_text_is_said_to_be_doubtful() -> None:
     faint = Lettering(text="EXlT", confidence=0.4, box=(0.2, 0.4, 0.8, 0.5))
     assert reading([faint]) == "I am not sure, perhaps it says: EXlT."
+
+
+def test_a_doubtful_line_makes_no_other_doubtful_and_doubt_is_said_once() -> None:
+    sure = [line("Push bar to open"), line("Emergency exit only")]
+    faint = [
+        Lettering(text=text, confidence=0.8, box=(0.2, 0.4, 0.8, 0.5)) for text in ("d00r", "Keeg")
+    ]
+    assert reading([sure[0], faint[0], sure[1], faint[1]]) == (
+        "It says: Push bar to open, Emergency exit only. Not sure, perhaps: d00r, Keeg."
+    )
+    assert reading([faint[0], line("A"), faint[1]]) == (
+        "I am not sure, perhaps it says: d00r, A, Keeg."
+    )
+    assert scene_text(scene(lettering=(sure[0], faint[0]))) == (
+        '[The camera shows: text: "Push bar to open"; unclear text, perhaps: "d00r".]'
+    )
 
 
 @pytest.mark.parametrize(
@@ -377,7 +393,7 @@ def test_doubtful_text_is_said_to_be_doubtful() -> None:
 def test_cut_off_text_says_where_the_rest_is(
     box: tuple[float, float, float, float], hint: str
 ) -> None:
-    cut = Lettering(text="PLATFO", confidence=0.9, box=box, is_cut_off=True)
+    cut = Lettering(text="PLATFO", confidence=0.99, box=box, is_cut_off=True)
     assert cut_off_hint([line("whole"), cut]) == f"The text is cut off {hint}."
     assert reading([cut]).endswith(hint + ".")
 
