@@ -16,6 +16,9 @@ Speech = Literal["hazard", "change", "answer", "text", "framing", "assistant"]
 """What is being said: one of ours, or an ordinary answer of the assistant."""
 CommandName = Literal["repeat", "more", "quiet", "resume", "front", "read", "stop"]
 
+KIND_KEY, FRAME_KEY = "omni_kind", "omni_frame_ms"
+"""Metadata of a response that is a description: its kind, and when its picture was taken."""
+
 # --- When ----------------------------------------------------------------------------------------
 
 STALE_MS = 4_000

@@ -17,6 +17,8 @@ from omni.types import Look, MediaPart, Message, ResponseConfig, Say, Seen, Text
 from omni_streaming import events
 from omni_streaming.describe import Describer
 from omni_streaming.describe_settings import (
+    FRAME_KEY,
+    KIND_KEY,
     READING,
     Action,
     AskModel,
@@ -50,8 +52,6 @@ NO_JUDGEMENT = "Never say who somebody is or judge how they look."
 """Added to the instructions, BRACKETS for a model that is told in words what there is to see.
 Without them the 0.5B says of a street that "the traffic light is green" where none was seen
 (docs/quality.md)."""
-
-KIND_KEY, FRAME_KEY = "omni_kind", "omni_frame_ms"
 
 
 @dataclass(frozen=True, slots=True)

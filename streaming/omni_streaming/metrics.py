@@ -7,7 +7,7 @@ session's events, commands and outputs, so that nothing else has to remember to 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -22,9 +22,14 @@ from omni.types import (
     Confirm,
     Done,
     Output,
+    Seen,
     Speculate,
     Usage,
 )
+from omni_streaming.describe_settings import FRAME_KEY, KIND_KEY, Kind
+
+REPEAT_S = 60.0
+"""The same description within it is a repetition."""
 
 LATENCY_BUCKETS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 
@@ -76,6 +81,31 @@ class Metrics:
             "omni_first_delta_seconds",
             "From response.created to the first text or audio delta.",
             buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.looks = Counter(
+            "omni_looks",
+            "Pictures of cameras, by what came of a look.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.descriptions = Histogram(
+            "omni_description_seconds",
+            "From a picture to the first sound or word that tells of it, by kind: hazard, change, "
+            "answer, text, framing. Its count is how many were given.",
+            ["kind"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.described_words = Counter(
+            "omni_description_words",
+            "Words of descriptions, by kind.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.repeats = Counter(
+            "omni_description_repeats",
+            f"Descriptions of changes in the words of one of the last {REPEAT_S:.0f} s.",
             registry=self.registry,
         )
         self.pauses = Counter(
@@ -142,6 +172,8 @@ class SessionMetrics:
         self._created_s: dict[str, float] = {}
         self._voice_s: float | None = None
         self._turn_ended_s: float | None = None
+        self._pictures: dict[str, tuple[str, float]] = {}  # kind and time by response, to be timed
+        self._told: dict[str, float] = {}  # descriptions of changes, and when
 
     def voice(self, now_s: float) -> None:
         """A frame that is speech has just come in."""
@@ -166,6 +198,8 @@ class SessionMetrics:
         match output:
             case Done():
                 self._tokens(output.usage)
+            case Seen():
+                self._metrics.looks.labels(output.fault or "seen").inc()
             case AudioDelta():
                 self._metrics.audio.labels("out").inc(len(output.pcm) / 2 / OUTPUT_RATE_HZ)
 
@@ -180,13 +214,17 @@ class SessionMetrics:
             self._metrics.turns.inc()
         elif kind == "response.created":
             self._created_s[event["response"]["id"]] = now_s
+            if (picture := _picture_of(event["response"])) is not None:
+                self._pictures[event["response"]["id"]] = picture
         elif kind == "response.done":
-            self._done(event["response"])
+            self._done(event["response"], now_s)
         elif kind.endswith(".delta") and "response_id" in event:
             created_s = self._created_s.get(event["response_id"])
             if created_s is not None and created_s >= 0:
                 self._metrics.first_delta.observe(now_s - created_s)
                 self._created_s[event["response_id"]] = -1  # counted
+                if (picture := self._pictures.pop(event["response_id"], None)) is not None:
+                    self._metrics.descriptions.labels(picture[0]).observe(now_s - picture[1])
             if kind == "response.output_audio.delta" and self._turn_ended_s is not None:
                 self._metrics.first_audio.observe(now_s - self._turn_ended_s)
                 self._turn_ended_s = None
@@ -195,8 +233,10 @@ class SessionMetrics:
     def active_responses(self) -> int:
         return len(self._created_s)
 
-    def _done(self, response: Mapping[str, Any]) -> None:
+    def _done(self, response: Mapping[str, Any], now_s: float) -> None:
         self._created_s.pop(response["id"], None)
+        self._pictures.pop(response["id"], None)
+        self._described(response, now_s)
         self._metrics.responses.labels(response["status"]).inc()
         details = response.get("status_details") or {}
         if details.get("reason") == "turn_detected":
@@ -205,3 +245,29 @@ class SessionMetrics:
     def _tokens(self, usage: Usage) -> None:
         for kind in ("input_text", "input_audio", "cached", "output_text", "output_audio"):
             self._metrics.tokens.labels(kind).inc(getattr(usage, f"{kind}_tokens"))
+
+    def _described(self, response: Mapping[str, Any], now_s: float) -> None:
+        """Count the words of a description, and whether they are news."""
+        if (picture := _picture_of(response)) is None:
+            return
+        parts = [part for item in response["output"] for part in item.get("content", ())]
+        text = " ".join(part.get("transcript") or part.get("text") or "" for part in parts)
+        self._metrics.described_words.labels(picture[0]).inc(len(text.split()))
+        if picture[0] != "change" or not text:
+            return
+        self._told = {old: at_s for old, at_s in self._told.items() if now_s - at_s < REPEAT_S}
+        if text in self._told:
+            self._metrics.repeats.inc()
+        self._told[text] = now_s
+
+
+def _picture_of(response: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Kind of a description and when its picture was taken, in monotonic seconds.
+
+    None: it is none; clients may give responses any metadata.
+    """
+    metadata = response.get("metadata") or {}
+    kind, taken_ms = metadata.get(KIND_KEY), metadata.get(FRAME_KEY, "")
+    if kind not in get_args(Kind) or not (taken_ms.isdecimal() and len(taken_ms) < 16):
+        return None
+    return kind, int(taken_ms) / 1000
