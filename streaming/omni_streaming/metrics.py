@@ -266,8 +266,8 @@ def _picture_of(response: Mapping[str, Any]) -> tuple[str, float] | None:
 
     None: it is none; clients may give responses any metadata.
     """
-    metadata = response.get("metadata") or {}
-    kind, taken_ms = metadata.get(KIND_KEY), metadata.get(FRAME_KEY, "")
+    metadata: Mapping[str, str] = response.get("metadata") or {}
+    kind, taken_ms = metadata.get(KIND_KEY, ""), metadata.get(FRAME_KEY, "")
     if kind not in get_args(Kind) or not (taken_ms.isdecimal() and len(taken_ms) < 16):
         return None
     return kind, int(taken_ms) / 1000
