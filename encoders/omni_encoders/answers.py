@@ -1,6 +1,7 @@
 """Plain questions about what the camera shows, answered from the scene itself.
 
-Called by :mod:`omni_streaming.describe` before a language model is asked. A small model answers
+Called by :mod:`omni_streaming.describe`, and by :mod:`omni.assistant.seeing` for pictures outside
+describe mode, before a language model is asked. A small model answers
 "Is there a dog?" from a scene without one with whatever sounds likely; the scene knows what was
 found, what was perhaps found, and what its detector could not have found. Pure.
 
@@ -108,6 +109,25 @@ _PATTERNS = tuple(
         ),
     )
 )
+_IT = (
+    r"(?:it|this|that|(?:the|this|that|all the) (?:text|words?|writing|sign|label|page|letter|note|"
+    r"book|menu|screen|picture|image|photo|photograph)(?: (?:in|on) (?:the|this) "
+    r"(?:picture|image|photo|photograph|sign|page|label))?)"
+)
+_READ = re.compile(
+    rf"(?:(?:can|could) you )?read {_IT}(?: (?:to|for) me| out| aloud| out loud)*|"
+    rf"what(?: does|'s) {_IT} say|what(?: is|'s) written (?:here|there|on {_IT}|in {_IT})|"
+    rf"what text (?:is|do you see) (?:in|on|here)(?: {_IT})?|"
+    rf"is there (?:any )?(?:text|writing)(?: (?:here|(?:in|on) {_IT}))?"
+)
+_PICTURE = r"(?:(?:the|this|that|my) (?:picture|image|photo|photograph|scene)|it|this)"
+_DESCRIBE = re.compile(
+    rf"(?:(?:can|could) you )?describe {_PICTURE}(?: (?:to|for) me)?|"
+    rf"what (?:do|can) you see(?: (?:here|in {_PICTURE}))?|(?:me|describe) what you(?: can)? see|"
+    rf"what(?: is|'s) (?:this|that|it|here|(?:shown |to be seen )?(?:in|on) {_PICTURE})|"
+    rf"what does {_PICTURE} show|what am i looking at|what(?: is|'s) this (?:a )?picture of"
+)
+UNREAD = "I did not look for text in this picture."
 UNKNOWN = "I cannot tell: that is nothing I can recognise."
 
 _SAME = {
@@ -155,6 +175,35 @@ def declined(question: str) -> str | None:
     if _UNSEEN.search(plain) and _ASKS_FOR.match(plain):
         return UNSEEN
     return None
+
+
+def about_picture(question: str, scene: Scene, options: WordingOptions | None = None) -> str | None:
+    """What is said to ``question`` about a picture from a file without asking a model.
+
+    Beside what :func:`declined` and :func:`answer` have words for: "What do you see?" and "What
+    does it say?". None: it is another question.
+    """
+    options = options or WordingOptions()
+    plain = _plain(question)
+    if (words := declined(question)) is not None:
+        return words
+    if _READ.fullmatch(plain):
+        if scene.lettering is None:
+            return UNREAD
+        if scene.lettering or scene.condition == "clear":
+            return wording.reading(scene.lettering, what="picture")
+        return wording.nothing_shown(scene)
+    if _DESCRIBE.fullmatch(plain):
+        if scene.condition != "clear":
+            return wording.nothing_shown(scene)
+        told = wording.overview(scene, options, 30, opening="I see:").text
+        if not scene.lettering:
+            return told
+        return f"{told} {wording.reading(scene.lettering, 30, what='picture')}"
+    words = answer(question, scene, options)
+    if words is not None and scene.condition != "clear" and words != UNKNOWN:
+        return wording.nothing_shown(scene)
+    return words
 
 
 def answer(question: str, scene: Scene, options: WordingOptions | None = None) -> str | None:

@@ -318,7 +318,12 @@ degree, against the text that was drawn; what was cut off or not found counts fo
 """
 
 
-def reading(lettering: Sequence[Lettering], max_words: int = 200) -> str:
+def reading(
+    lettering: Sequence[Lettering],
+    max_words: int = 200,
+    *,
+    what: Literal["camera", "picture"] = "camera",
+) -> str:
     """The text as it stands, in order, then where it is cut off and what to do about it.
 
     Lines that are hard to read come last, under one doubt; if they are most of it, all of it does.
@@ -339,7 +344,8 @@ def reading(lettering: Sequence[Lettering], max_words: int = 200) -> str:
     if left < 0:
         parts.append("There is more text.")
     if hint := cut_off_hint(lines):
-        parts.append(hint)
+        # Nobody can move the camera of a picture from a file.
+        parts.append(hint if what == "camera" else "The text is cut off.")
     return " ".join(parts)
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from omni.assistant.context import ANSWER_RESERVE_TOKENS, sentence_ends
 from omni.assistant.listening import Turn
 from omni.assistant.response import APOLOGY, Response, Voice, tool_opening, wrong_language
-from omni.assistant.seeing import Seeing
+from omni.assistant.seeing import Seeing, own_answer
 from omni.assistant.session import Session, asked_in, turn_ids
 from omni.assistant.thoughts import is_opened_by
 from omni.engine.engine import Engine, Priority, SamplingParams, TokenOutput
@@ -161,6 +161,11 @@ class Answering:
         if (language := session.languages.get(asked_in(session, response))) is not None:
             words = wrong_language(language)
             response.close_with(words, lambda: self._end(session, response, "completed"))
+            return
+        asked = response.conversation or session.conversation
+        if (own := own_answer(asked, session.senses)) is not None:
+            response.pause(session.is_paused)
+            response.recite(own, lambda: self._end(session, response, "completed"))
             return
         try:
             self._start(session, response)

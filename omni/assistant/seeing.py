@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
+from omni_encoders.answers import about_picture
 from omni_encoders.clip import read_clip
 from omni_encoders.image import ImageEncoder, PixelLimits, decode_image
 from omni_encoders.video import VideoEncoder, clip_size
 from omni_encoders.vision import VisionTower
 from omni_encoders.wording import scene_text
 
-from omni.assistant.context import media
+from omni.assistant.context import Senses, media
 from omni.assistant.priorities import PartPriority
 from omni.assistant.session import Session
 from omni.assistant.watching import Watcher
 from omni.errors import CancelledError, OmniError
 from omni.parts import Parts, ShouldStop
 from omni.scene import Scene
-from omni.types import Conversation, MediaPart, Span, TextSpan
+from omni.types import AudioPart, Conversation, MediaPart, Span, TextPart, TextSpan
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +88,34 @@ class TowerSight:
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneSpan(TextSpan):
+    """The words that stand for a picture, with the findings that they were made of."""
+
+    scene: Scene
+
+
+def own_answer(conversation: Conversation, senses: Senses) -> str | None:
+    """What the findings say to a plain question about the one picture that came with it.
+
+    A picture comes with a question if the assistant has not spoken between the two. None: it is for
+    the model, which sees for itself, has tools to use, or is asked something else. A small one that
+    reads the findings answers "Is there a dog?" with whatever sounds likely.
+    """
+    asked = list(takewhile(lambda message: message.role == "user", reversed(conversation.messages)))
+    if not asked or conversation.tools:
+        return None
+    pictures = [p for message in asked for p in message.parts if isinstance(p, MediaPart)]
+    if len(pictures) != 1:
+        return None
+    spans = senses.seen(pictures[0])
+    if len(spans) != 1 or not isinstance(span := spans[0], SceneSpan):
+        return None
+    words = [part.text for part in asked[0].parts if isinstance(part, TextPart)]
+    words += [senses.heard(part) for part in asked[0].parts if isinstance(part, AudioPart)]
+    return about_picture(" ".join(words), span.scene)
+
+
 class WordsSight:
     """The eyes of a model without any: a detector, a classifier and a text reader, in words."""
 
@@ -101,7 +132,8 @@ class WordsSight:
                 wants_main=True,
                 should_stop=should_stop,
             )
-            return (_told(scene_text(scene, what="picture")),)
+            words = scene_text(scene, what="picture")
+            return (SceneSpan(text=words, start_ms=0, end_ms=0, final=True, scene=scene),)
         frames = read_clip(part.data, should_stop)
         spans: list[Span] = []
         state: object | None = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from omni.assistant.context import Context, Senses
-from omni.assistant.seeing import Blind, Sight, TowerSight, WordsSight
+from omni.assistant.seeing import Blind, Sight, TowerSight, WordsSight, own_answer
 from omni.assistant.thoughts import Thought, is_opened_by
 from omni.assistant.watching import Watcher
 from omni.config import EngineConfig
@@ -86,6 +86,11 @@ class TextChat:
         self._add(Message("user", (*shown, TextPart(text))))
         began_s = time.monotonic()
         self.stats = AnswerStats()
+        if (own := own_answer(self.conversation, self._senses)) is not None:
+            self.stats.end = "stop"
+            self._add(Message("assistant", (TextPart(own),)))
+            yield own
+            return
         try:
             sequence = self._start()
         except CapacityError:

@@ -8,14 +8,16 @@ from omni_encoders.answers import (
     COMING,
     NOT_A_GUIDE,
     UNKNOWN,
+    UNREAD,
     UNSEEN,
+    about_picture,
     answer,
     declined,
 )
 from omni_encoders.nouns import coco_labels
 from omni_encoders.wording import ABSTENTIONS, WordingOptions
 
-from omni.scene import Scene, Thing
+from omni.scene import Lettering, Scene, Thing
 
 
 def thing(label: str, x: float, confidence: float = 0.9, distance_m: float | None = None) -> Thing:
@@ -195,3 +197,57 @@ def test_what_may_be_about_the_way_is_declined_whatever_else_it_names(question: 
 def test_a_thing_that_no_detector_knows_is_not_guessed_at() -> None:
     for question in ("Is there a key on the table?", "Where is my wallet?", "Do you see a lamp?"):
         assert answer(question, STREET) == UNKNOWN, question
+
+
+SIGN = Lettering(
+    text="Push bar to open", confidence=0.99, box=(0.2, 0.4, 1.0, 0.5), is_cut_off=True
+)
+DOOR = Scene(at_ms=0, things=(thing("person", 0.5),), lettering=(SIGN,))
+BLANK = Scene(at_ms=0, condition="covered", lettering=())
+
+
+@pytest.mark.parametrize(
+    ("question", "scene", "expected"),
+    [
+        ("What does the sign say?", DOOR, "It says: Push bar to open. The text is cut off."),
+        ("Can you read this to me?", STREET, UNREAD),
+        ("Read the text.", Scene(at_ms=0, lettering=()), "I see no text."),
+        ("Is there any text?", BLANK, "The picture shows nothing: it seems covered."),
+        (
+            "Describe the picture.",
+            DOOR,
+            "I see: a person ahead. It says: Push bar to open. The text is cut off.",
+        ),
+        (
+            "What is this?",
+            Scene(at_ms=0, main="mug", main_confidence=0.9),
+            "This looks like a mug.",
+        ),
+        ("Tell me what you see.", BLANK, "The picture shows nothing: it seems covered."),
+        ("Is there a dog?", BLANK, "The picture shows nothing: it seems covered."),
+        ("Is there a cat?", DOOR, "I do not see a cat. I may have missed it."),
+        ("Who is this?", DOOR, APPEARANCE),
+        ("Can I cross now?", STREET, NOT_A_GUIDE),
+        ("Where is my wallet?", DOOR, UNKNOWN),
+    ],
+)
+def test_a_plain_question_about_a_picture_needs_no_model(
+    question: str, scene: Scene, expected: str
+) -> None:
+    assert about_picture(question, scene) == expected
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Describe the picture as a poem.",
+        "What is this used for?",
+        "Read this and summarise it.",
+        "What does this word mean?",
+        "What is the capital of Australia?",
+        "Translate the sign.",
+        "",
+    ],
+)
+def test_more_than_a_plain_question_about_a_picture_is_left_to_the_model(question: str) -> None:
+    assert about_picture(question, DOOR) is None
