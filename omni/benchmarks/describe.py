@@ -151,6 +151,7 @@ def quiet(watcher: Watcher, log: Log, *, quick: bool) -> dict[str, Any]:
                 "duplicates": duplicates(changes),
                 "share": told.share(),
                 "worst_share": max(told.shares("hazard", "change", "framing")),
+                "words": [wording.num_words(u.text) for u in changes],
                 "stale_s": [((u.began_ms or 0) - u.frame_at_ms) / 1000 for u in changes],
             }
         )
@@ -162,6 +163,7 @@ def quiet(watcher: Watcher, log: Log, *, quick: bool) -> dict[str, Any]:
     alarms_all = sum(len(f["false_alarms"]) for f in found)
     num_changes = sum(f["changes"] for f in found)
     stale = [value for f in found for value in f["stale_s"]]
+    words = [value for f in found for value in f["words"]]
     return {
         "seconds": seconds,
         "false_alarms": alarms_all,
@@ -170,6 +172,8 @@ def quiet(watcher: Watcher, log: Log, *, quick: bool) -> dict[str, Any]:
         "duplicates": sum(f["duplicates"] for f in found),
         "share": sum(f["share"] * f["seconds"] for f in found) / seconds,
         "worst_share": max(f["worst_share"] for f in found),
+        "words_p50": median(words or [0]),
+        "words_most": max(words, default=0),
         "stale_p50_s": percentile(stale, 0.5),
         "stale_p95_s": percentile(stale, 0.95),
         "clips": found,

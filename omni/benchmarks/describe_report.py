@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omni_streaming.describe_settings import STILL_WORDS
+
 from omni.benchmarks.report import ACCENT, INK, MUTED
 from omni.benchmarks.row import Row
 
@@ -67,6 +69,13 @@ def _quiet(found: dict[str, Any]) -> list[Row]:
             f"<= {DUPLICATES:.0%}",
             f"{found['duplicates'] / changes:.1%}",
             found["duplicates"] / changes <= DUPLICATES,
+        ),
+        _row(
+            "words of the longest description, to somebody who stands still "
+            f"(p50 {found['words_p50']:.0f})",
+            f"<= {STILL_WORDS}",
+            f"{found['words_most']}",
+            found["words_most"] <= STILL_WORDS,
         ),
         _row(
             f"largest share of a minute that is spoken, all kinds (average {found['share']:.0%})",

@@ -30,6 +30,8 @@ FOUND: dict[str, Any] = {
         "false_alarms_per_5_min": 1.5,
         "changes": 40,
         "duplicates": 1,
+        "words_p50": 9.0,
+        "words_most": 31,
         "share": 0.31,
         "worst_share": 0.39,
         "stale_p95_s": 0.4,
@@ -75,6 +77,7 @@ def test_every_part_has_its_rows_and_each_target_its_verdict() -> None:
         True,  # 18 of 20 warned of
         False,  # 1.5 false alarms
         True,
+        False,  # 31 words
         True,
         True,
         False,  # a static scene was described twice
@@ -86,7 +89,7 @@ def test_every_part_has_its_rows_and_each_target_its_verdict() -> None:
         True,
     ]
     assert all(row.command == COMMAND for row in rows(FOUND))
-    assert rows({"static": FOUND["static"]}) == rows(FOUND)[6:7]
+    assert rows({"static": FOUND["static"]}) == rows(FOUND)[7:8]
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
