@@ -44,8 +44,9 @@ SHARE = 0.4
 WINDOW_MS = 60_000
 SLOWEST_MS_PER_WORD = 450
 """Of speech that nobody has timed yet; the measured pace takes over when it is slower."""
-SAME_WORDS_MS = 30_000
-"""The same sentence is not said twice within it."""
+SAME_WORDS_MS = 60_000
+"""The same sentence is not said twice within it: in a lively street that somebody else walks there
+now, too, is no news."""
 
 # --- What counts as a change ---------------------------------------------------------------------
 
@@ -73,7 +74,8 @@ GROWTH_PER_S = 0.2
 SOON_PER_S = 0.4
 """Contact in 2.5 s or less: asked of whoever walks and is not yet CLOSE_M. In a street video from
 above, where nobody comes near, people 6 to 8 m away seem to grow by 0.2 to 0.5 per second now and
-then, for their boxes are 100 pixels high and waver: 10 warnings in 80 s, none with this rule."""
+then, for their boxes are 100 pixels high and waver: 10 warnings in 80 s, none with this rule. (0.3
+would warn 0.4 s earlier, and of what is in that video.)"""
 CLOSE_M, GROWING_WITHIN_M, VEHICLE_WITHIN_M = 3.0, 6.0, 30.0
 VERY_NEAR_M, VEHICLE_NEAR_M = 1.2, 2.5
 VERY_NEAR_HEIGHT = 0.85
