@@ -97,7 +97,9 @@ NEAR = Scene(
     at_ms=0,
     things=(*ROOM.things, thing("person", 0.5, track_id=2, num_frames=9, distance_m=0.8)),
 )
-SIGN = replace(ROOM, lettering=(Lettering(text="Way out", confidence=0.9, box=(0.2, 0.4, 0.8, 5)),))
+SIGN = replace(
+    ROOM, lettering=(Lettering(text="Way out", confidence=0.98, box=(0.2, 0.4, 0.8, 5)),)
+)
 
 
 def run_over(

@@ -65,7 +65,7 @@ def at(seen: Scene, at_ms: int) -> Scene:
 
 
 def sign(text: str) -> Lettering:
-    return Lettering(text=text, confidence=0.9, box=(0.2, 0.4, 0.8, 0.5))
+    return Lettering(text=text, confidence=0.98, box=(0.2, 0.4, 0.8, 0.5))
 
 
 @dataclass(slots=True)
