@@ -5,8 +5,7 @@ describe mode, before a language model is asked. A small model answers
 "Is there a dog?" from a scene without one with whatever sounds likely; the scene knows what was
 found, what was perhaps found, and what its detector could not have found. Pure.
 
-What nobody may be told by a camera - whether it is safe to cross, which way to go, what a traffic
-light shows - is declined here, whatever model would answer.
+What nobody may be told by a camera is declined before (:mod:`omni_encoders.declining`).
 """
 
 from __future__ import annotations
@@ -16,73 +15,10 @@ from collections.abc import Sequence
 
 from omni.scene import Scene, Thing
 from omni_encoders import wording
+from omni_encoders.declining import declined, plain_words
 from omni_encoders.nouns import coco_labels, counted, noun, plural, with_article
 from omni_encoders.wording import WordingOptions
 
-NOT_A_GUIDE = (
-    "I cannot judge that. I am not a mobility aid: please rely on your cane, dog or hearing."
-)
-
-UNSEEN = (
-    "I cannot see steps, kerbs, holes, glass or walls. Please rely on your cane, dog or hearing."
-)
-
-COMING = "I warn you of what I see coming near, but I may miss it. Please rely on your hearing."
-
-APPEARANCE = "I do not judge how people look or who they are."
-
-_LIGHT = r"\b(?:lights?|signals?|walk sign)\b"
-_SAFETY = re.compile(
-    r"\b(?:safe|unsafe|dangerous|ok|okay|all right|alright)\b.*\b(?:to|for)\b|"
-    r"\b(?:can|may|should|could|shall|do|am|will) (?:i|we) (?:now |just |be able to |going to |"
-    r"gonna )*(?:go|cross|walk|move|step|turn|drive|pass|continue|proceed|stop|hit|fall|trip|fit|"
-    r"bump)\b|\b(?:is|was) (?:it|this|the \w+) (?:safe|clear|free|blocked)\b|coast (?:is )?clear|"
-    r"is the coast\b|\broom (?:to|for me to)\b|\bin (?:my|the) way\b|"
-    r"\bwhich (?:way|direction)\b|\bwhere (?:can|should|do|must|shall) (?:i|we) (?:go|walk|turn|"
-    r"cross|step)\b|\b(?:guide|lead|navigate|take) (?:me|us)\b|"
-    rf"{_LIGHT}.*\b(?:green|red|amber|yellow|orange|show|say|changed?)|"
-    rf"\bwhat colou?r (?:is|are) the (?:\w+ )?{_LIGHT}|\b(?:green|red) {_LIGHT}"
-)
-_ELSEWHERE = re.compile(
-    r"\b(?:to|for|i|we) (?:eat|drink|cook|bake|boil|fry|roast|freeze|reheat|book|buy|order|pay|ask|"
-    r"call|phone|email|write|learn|study|invite)\b|\bfor (?:breakfast|lunch|dinner|a holiday)\b|"
-    r"\b(?:by|take the) (?:train|plane|air|rail|bus|coach|boat|ferry|tube|metro)\b|"
-    r"\b(?:flights?|tickets?|visa|passport|recipe|exam|university|job|interview|opening hours|"
-    r"admission|of charge)\b|\b(?:tomorrow|next (?:week|month|year|time)|at the weekend|"
-    r"on (?:mon|tues|wednes|thurs|fri|satur|sun)days?)\b"
-)
-"""What is no question about the way: food, journeys by train, bookings, another day."""
-_PLACE = re.compile(
-    r"\b(?:this|that|these|those|here|over there|now|ahead|forwards?|straight|left|(?<!all )right|"
-    r"behind|in front|way|cross\w*|walk\w*|step\w*|stop\w*|turn\w*|mov\w+|driv\w+|hit|fall|trip|"
-    r"fit|bump|jump\w*|run\w*|roads?|streets?|traffic|lanes?|junction|pavement|sidewalk|kerbs?|"
-    r"curbs?|lights?|signals?|stairs?|tracks|rails|platform|edge|gap|holes?|doors?|doorway|coast|"
-    r"coming|cars?|vehicles?|trucks?|bikes?|trams?)\b|"
-    r"\b(?:safe|unsafe|dangerous)\b.*\b(?:the|my|our|it|from|with|while)\b|"
-    r"\b(?:the|my|our) \w+ (?:safe|unsafe|dangerous|clear|blocked)\b"
-)
-"""What may be one about the way, or about a thing that is shown, all the same."""
-_UNSEEN = re.compile(
-    r"^(?!.*\b(?:many|what|read|say)\b).*\b(?:steps?|stairs?|staircase|kerbs?|curbs?|holes?|"
-    r"pothole|drop(?:-| )?off|ledge|edge|glass|walls?|fence|gate|railing|ladder|poles?|posts?|"
-    r"pillar|obstacles?|puddle|ice|wires?|ramp|platform|escalator|doors?|doorway)\b"
-)
-_COMING = re.compile(
-    r"\b(?:is|are) (?:there )?(?:anything|anyone|anybody|something|somebody|someone|any|an?|the|"
-    r"some)\b.*\b(?:coming|approaching|moving|driving|getting closer|near me|close to me|"
-    r"behind me)\b"
-)
-_LOOKS = re.compile(
-    r"\b(?:wearing|dressed|look like|looks like|pretty|beautiful|handsome|ugly|attractive|fat|race|"
-    r"skin colou?r|ethnicity)\b|\bhow (?:old|young) (?:is|are) (?:he|she|they|the (?:man|woman|"
-    r"person|child|boy|girl|people)|this (?:man|woman|person))\b|\bhow do i look\b|"
-    r"\bwho (?:is|are|'s) (?:he|she|they|this|that|it|there)\b|"
-    r"\bwho (?:is|are|'s) the (?:man|woman|person|child|boy|girl|people)\b"
-)
-_ASKS_FOR = re.compile(
-    r"(?:is there|are there|is|are|do you see|can you see|where(?: is|'s| are)|how far|any|"
-    r"there is)\b"
-)
 _ARTICLE = r"(?:an?|any|some|the|my|another|one)\s+"
 _NOUN = r"(?P<noun>[a-z][a-z ]{1,30}?)"
 _HERE = (
@@ -159,24 +95,6 @@ _SAME = {
 """Other words for what the detector finds, and neighbours that it takes for it."""
 
 
-def declined(question: str) -> str | None:
-    """What is said to a question that no camera may answer; None: it is none of these.
-
-    The way, crossings and lights; what no detector sees; what comes near; who people are. When in
-    doubt it is declined: "Is it ok to eat eggs?" is not about the way, "Is it ok to go?" may be.
-    """
-    plain = _plain(question)
-    is_elsewhere = bool(_ELSEWHERE.search(plain)) and not _PLACE.search(plain)
-    if _SAFETY.search(plain) and not is_elsewhere:
-        return NOT_A_GUIDE
-    for pattern, words in ((_COMING, COMING), (_LOOKS, APPEARANCE)):
-        if pattern.search(plain):
-            return words
-    if _UNSEEN.search(plain) and _ASKS_FOR.match(plain):
-        return UNSEEN
-    return None
-
-
 def about_picture(question: str, scene: Scene, options: WordingOptions | None = None) -> str | None:
     """What is said to ``question`` about a picture from a file without asking a model.
 
@@ -184,7 +102,7 @@ def about_picture(question: str, scene: Scene, options: WordingOptions | None = 
     does it say?". None: it is another question.
     """
     options = options or WordingOptions()
-    plain = _plain(question)
+    plain = plain_words(question)
     if (words := declined(question)) is not None:
         return words
     if _READ.fullmatch(plain):
@@ -212,7 +130,7 @@ def answer(question: str, scene: Scene, options: WordingOptions | None = None) -
     None: it is no such question, or asks for what the detector could not have found.
     """
     options = options or WordingOptions()
-    plain = _plain(question)
+    plain = plain_words(question)
     for kind, pattern in _PATTERNS:
         if (match := pattern.fullmatch(plain)) is None:
             continue
@@ -226,16 +144,6 @@ def answer(question: str, scene: Scene, options: WordingOptions | None = None) -
             return wording.overview(scene, options, 30, opening="I see:").text
         return _about(kind, label, scene, options)
     return None
-
-
-_FILLERS = frozenset({"and", "so", "okay", "ok", "please", "hey", "omni", "well", "tell"})
-
-
-def _plain(question: str) -> str:
-    words = re.sub(r"[^\w\s']", " ", question.lower().replace("’", "'")).split()
-    while words and words[0] in _FILLERS:
-        words = words[1:]
-    return " ".join(words)
 
 
 def _names_a_thing(plain: str, said: str) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from omni_encoders import answers, wording
+from omni_encoders.declining import declined
 from omni_encoders.wording import Told, num_words
 
 from omni.scene import Scene, Thing
@@ -161,7 +162,7 @@ class Describer:
 
     def _own_answer(self, question: str, now: int) -> str | None:
         """What needs no model, or must not be left to one."""
-        if (words := answers.declined(question)) is not None:
+        if (words := declined(question)) is not None:
             return words
         if self._settings.has_native_sight or self._scene is None or now - self._scene_ms > LATE_MS:
             return None

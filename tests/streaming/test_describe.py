@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from omni_encoders.answers import NOT_A_GUIDE
+from omni_encoders.declining import NOT_A_GUIDE
 from omni_encoders.wording import num_words
 from omni_streaming.describe import Describer
 from omni_streaming.describe_settings import (
