@@ -45,6 +45,10 @@ _PATTERNS = tuple(
         ),
     )
 )
+_COLOURS = re.compile(
+    r"(?:what|which) colou?rs? (?:is|are|does|do) (?:it|this|that|these|those|there|you see|the|my)"
+    r"(?: [a-z]+){0,2}"
+)
 _IT = (
     r"(?:it|this|that|(?:the|this|that|all the) (?:text|words?|writing|sign|label|page|letter|note|"
     r"book|menu|screen|picture|image|photo|photograph)(?: (?:in|on) (?:the|this) "
@@ -131,6 +135,8 @@ def answer(question: str, scene: Scene, options: WordingOptions | None = None) -
     """
     options = options or WordingOptions()
     plain = plain_words(question)
+    if _COLOURS.fullmatch(plain):
+        return _colours(scene)
     for kind, pattern in _PATTERNS:
         if (match := pattern.fullmatch(plain)) is None:
             continue
@@ -144,6 +150,14 @@ def answer(question: str, scene: Scene, options: WordingOptions | None = None) -
             return wording.overview(scene, options, 30, opening="I see:").text
         return _about(kind, label, scene, options)
     return None
+
+
+def _colours(scene: Scene) -> str:
+    if scene.condition != "clear":
+        return wording.ABSTENTIONS[scene.condition]
+    if not (phrase := wording.colour_phrase(scene.colours)):
+        return "I cannot tell the colours here."
+    return f"I can only tell the colours of the whole picture: {phrase}."
 
 
 def _names_a_thing(plain: str, said: str) -> bool:

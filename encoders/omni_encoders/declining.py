@@ -54,8 +54,8 @@ _PLACE = re.compile(
 """What may be one about the way, or about a thing that is shown, all the same."""
 _UNSEEN = re.compile(
     r"^(?!.*\b(?:many|what|read|say)\b).*\b(?:steps?|stairs?|staircase|kerbs?|curbs?|holes?|"
-    r"pothole|drop(?:-| )?off|ledge|edge|glass|walls?|fence|gate|railing|ladder|poles?|posts?|"
-    r"pillar|obstacles?|puddle|ice|wires?|ramp|platform|escalator|doors?|doorway)\b"
+    r"pothole|drop(?:-| )?off|ledge|edge|(?<!wine )(?<!drinking )glass(?! of)|walls?|fence|gate|"
+    r"railing|ladder|poles?|posts?|pillar|obstacles?|puddle|ice|wires?|ramp|platform|escalator|doors?|doorway)\b"
 )
 _COMING = re.compile(
     r"\b(?:is|are) (?:there )?(?:anything|anyone|anybody|something|somebody|someone|any|an?|the|"
@@ -63,9 +63,10 @@ _COMING = re.compile(
     r"behind me)\b"
 )
 _LOOKS = re.compile(
-    r"\b(?:wearing|dressed|look like|looks like|pretty|beautiful|handsome|ugly|attractive|fat|race|"
-    r"skin colou?r|ethnicity)\b|\bhow (?:old|young) (?:is|are) (?:he|she|they|the (?:man|woman|"
-    r"person|child|boy|girl|people)|this (?:man|woman|person))\b|\bhow do i look\b|"
+    r"\b(?:wearing|dressed|pretty|beautiful|handsome|ugly|attractive|fat|race|skin|ethnicity)\b|"
+    r"\b(?:i|we|you|he|she|they|(?:man|woman|person|child|boy|girl|people)) looks? like\b|"
+    r"\bhow (?:old|young) (?:is|are) (?:he|she|they|(?:the|this) (?:man|woman|person|child|boy|"
+    r"girl|people))\b|\bhow do i look\b|"
     r"\bwho (?:is|are|'s) (?:he|she|they|this|that|it|there)\b|"
     r"\bwho (?:is|are|'s) the (?:man|woman|person|child|boy|girl|people)\b"
 )

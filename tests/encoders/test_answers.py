@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from omni_encoders.answers import UNKNOWN, UNREAD, about_picture, answer
-from omni_encoders.declining import APPEARANCE, NOT_A_GUIDE
+from omni_encoders.declining import APPEARANCE, NOT_A_GUIDE, declined
 from omni_encoders.nouns import coco_labels
 from omni_encoders.wording import ABSTENTIONS, WordingOptions
 
@@ -77,6 +79,24 @@ def test_a_picture_that_cannot_be_judged_answers_nothing(condition: str) -> None
     scene = Scene(at_ms=0, condition=condition)  # type: ignore[arg-type]
     assert answer("Is anybody there?", scene) == ABSTENTIONS[condition]
     assert answer("Where is Paris?", scene) is None, "it is no question about the picture"
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["What colour is it?", "What color is this shirt?", "Which colours are these?"],
+)
+def test_colours_are_those_of_the_whole_picture_and_said_to_be(question: str) -> None:
+    assert answer(question, replace(STREET, colours=("red", "white"))) == (
+        "I can only tell the colours of the whole picture: mostly red and white."
+    )
+    assert answer(question, STREET) == "I cannot tell the colours here."
+    dark = answer(question, replace(STREET, condition="dark", colours=("black",)))
+    assert dark == ABSTENTIONS["dark"]
+
+
+def test_the_colours_of_lights_and_of_people_are_not_told() -> None:
+    assert declined("What colour is the light?") == NOT_A_GUIDE
+    assert declined("What colour is her skin?") == APPEARANCE
 
 
 def test_every_kind_of_thing_can_be_asked_for_in_singular_and_plural() -> None:

@@ -31,7 +31,8 @@ from omni_encoders.declining import APPEARANCE, COMING, NOT_A_GUIDE, UNSEEN, dec
         ),
         (
             APPEARANCE,
-            """What am I wearing? Who is that? How old is she? How do I look? Is she pretty?""",
+            """What am I wearing? Who is that? How old is she? How do I look? Is she pretty? What
+            does he look like? Do I look like my sister? Does the man look like an actor?""",
         ),
     ],
 )
@@ -57,6 +58,9 @@ def test_what_no_camera_may_answer_is_declined(expected: str, questions: str) ->
         "How old is the universe?",
         "Tell me a joke.",
         "What is a glass ceiling?",
+        "Is there a wine glass?",
+        "Is there a glass of water on the table?",
+        "What does a zebra look like?",
     ],
 )
 def test_what_may_be_answered_is_not_declined(question: str) -> None:
