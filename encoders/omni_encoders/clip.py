@@ -31,6 +31,9 @@ MAX_FRAME_PIXELS = 64 * 2**20
 Held = tuple[bool, int, int]
 """Whether frames are stored on their side, and the steps that go down and right once upright."""
 
+_QUARTERS: tuple[Held, ...] = ((False, 1, 1), (True, -1, 1), (False, -1, -1), (True, 1, -1))
+"""By quarter turns against the clock."""
+
 
 def read_clip(data: bytes, should_stop: StopCheck = lambda: False) -> list[Frame]:
     """Decode the frames of the clip ``data`` that :func:`omni_encoders.video.sampled_frames` names.
@@ -112,7 +115,12 @@ def pixels_of(frame: av.VideoFrame, max_pixels: int) -> NDArray[np.uint8]:
 
 def how_held(frame: av.VideoFrame) -> Held:
     """How the camera was held, from the matrix of its display: [a b u], [c d v], [x y w]."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer
+    except ValueError:
+        # PyAV 18 gives none of a frame's side data when one, such as EXIF, is of a kind that it
+        # does not know. The angle can be had, a mirror cannot. Until it knows them all.
+        return _QUARTERS[round(frame.rotation / 90) % 4]
     if matrix is None:
         return False, 1, 1
     a, b, _, c, d = struct.unpack_from("=5i", matrix)

@@ -15,6 +15,9 @@ from omni.errors import InputError
 
 Kind = Literal["JPEG", "PNG", "WebP", "GIF"]
 
+MARK_BYTES = 12
+"""By so many a file's kind is known."""
+
 _EXIF_ORIENTATION = 0x0112
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame: has the size
@@ -64,19 +67,28 @@ def read_header(data: bytes) -> ImageHeader:
     Raises:
         InputError: not one of the four kinds, ends too early, or names no size.
     """
+    kind = kind_of(data)
+    if kind is None:
+        beginning = data[:8].hex(" ") or "nothing"
+        raise InputError(
+            f"expected a JPEG, PNG, WebP or GIF image, got data that begins: {beginning}"
+        )
+    read = {"JPEG": _read_jpeg, "PNG": _read_png, "WebP": _read_webp, "GIF": _read_gif}[kind]
     try:
-        if data.startswith(b"\xff\xd8\xff"):
-            return _read_jpeg(data)
-        if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            return _read_png(data)
-        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return _read_webp(data)
-        if data.startswith((b"GIF87a", b"GIF89a")):
-            return _read_gif(data)
+        return read(data)
     except (struct.error, IndexError):
         raise _truncated(data) from None
-    beginning = data[:8].hex(" ") or "nothing"
-    raise InputError(f"expected a JPEG, PNG, WebP or GIF image, got data that begins: {beginning}")
+
+
+def kind_of(beginning: bytes) -> Kind | None:
+    """What kind of image begins with these :data:`MARK_BYTES` or more; None: none of the four."""
+    if beginning.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if beginning.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP":
+        return "WebP"
+    return "GIF" if beginning.startswith((b"GIF87a", b"GIF89a")) else None
 
 
 def _truncated(data: bytes) -> InputError:

@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from omni_encoders.clip import Held, check_codec, how_held, pixels_of, upright
+from omni_encoders.image import decode_image
+from omni_encoders.image_header import MARK_BYTES, kind_of, read_header
 
 from omni.errors import InputError
 
@@ -28,6 +30,9 @@ Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 4 * 2**20
 """Larger frames are reduced: print is read at this size, and the detector needs far less."""
+
+MAX_PHOTO_BYTES = 128 * 2**20
+"""Of a photo's file, which is read at once: 64 megapixels take less, even as a PNG."""
 
 STILL_S = 10
 """A photo is shown this long: the notice, a breath and the overview take eight."""
@@ -101,16 +106,21 @@ class VideoFile:
         self.damage = Damage()
         self.duration_s: float | None = None
         self._container: Any = None
+        self._photo: Pixels | None = None
 
     def open(self) -> Self:
         """Read the header.
 
         Raises:
-            InputError: no such file, not a video, or nothing to be seen in it.
+            InputError: no such file, not a video, a damaged photo, or nothing to be seen in it.
         """
         if not self.path.exists():
             raise InputError(f"cannot read {self.path}: no such file")
         try:
+            self._photo = _photo_of(self.path)
+            if self._photo is not None:
+                self.duration_s = STILL_S
+                return self
             self._container = av.open(str(self.path), metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             why = (error.strerror or str(error)).removesuffix(" when processing input")
@@ -147,6 +157,9 @@ class VideoFile:
             InputError: no frame can be decoded.
         """
         every_ms, num = 1000 / fps, 0
+        if self._photo is not None:
+            yield from self._still(self._photo, fps)
+            return
         standing: Any = None  # the frame that is shown, and what it looks like
         shown: Pixels | None = None
         held: Held | None = None
@@ -161,9 +174,14 @@ class VideoFile:
         if standing is None:
             raise InputError(f"{self.path} is damaged: none of its frames can be decoded")
         last = upright(pixels_of(standing, MAX_PIXELS), *(held or how_held(standing)))
-        times = range(num, num + 1) if num else range(round(STILL_S * fps))
-        for num in times:
+        if num:
             yield Picture(last, round(num * every_ms))
+        else:
+            yield from self._still(last, fps)
+
+    def _still(self, pixels: Pixels, fps: float) -> Iterator[Picture]:
+        for num in range(round(STILL_S * fps)):
+            yield Picture(pixels, round(num * 1000 / fps))
 
     def _timed(self) -> Iterator[tuple[Any, float]]:
         """Frames and when each is shown, ascending from 0."""
@@ -200,6 +218,34 @@ class VideoFile:
                 self.damage.num_bad_packets += 1
                 continue
             yield from frames
+
+
+def _photo_of(path: Path) -> Pixels | None:
+    """A photo, upright and reduced; None: no photo, or one that moves.
+
+    Raises:
+        InputError: it is damaged, too small or too large.
+        OSError: it cannot be read.
+    """
+    # A pipe gives its beginning once. Cameras write JPEGs one after the other as a video, too,
+    # and photos with more of them behind the first: only the name tells which it is.
+    if not path.is_file() or path.suffix.lower() in (".mjpeg", ".mjpg"):
+        return None
+    with path.open("rb") as file:
+        data = file.read(MARK_BYTES)
+        if kind_of(data) is None:
+            return None
+        data += file.read(MAX_PHOTO_BYTES)
+    if len(data) > MAX_PHOTO_BYTES:
+        most = f"{MAX_PHOTO_BYTES // 2**20} MiB"
+        raise InputError(f"cannot read {path}: a photo of more than {most}; reduce it")
+    try:
+        if read_header(data).is_animated:
+            return None
+        frame = av.VideoFrame.from_ndarray(decode_image(data), format="rgb24")
+    except InputError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return pixels_of(frame, MAX_PIXELS)
 
 
 # --- Cameras -------------------------------------------------------------------------------------

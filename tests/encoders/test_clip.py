@@ -13,6 +13,8 @@ import omni_encoders.clip
 import pytest
 from numpy.typing import NDArray
 from omni_encoders.clip import read_clip
+from picture_samples import file_of
+from PIL import Image
 
 from omni.errors import InputError
 
@@ -67,6 +69,19 @@ def test_a_clip_is_upright_however_the_camera_was_held(
     centres = slice(8, None, 16)  # compression blurs the edges between colours
     seen, expected = (x[centres, centres].astype(int) for x in (frame.pixels, upright))
     assert np.abs(seen - expected).max() < 30
+
+
+@pytest.mark.parametrize(("orientation", "quarters_left"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_a_clip_of_photos_is_upright(orientation: int, quarters_left: int) -> None:
+    """Motion JPEG, whose frames carry what cameras note of photos: none of it is understood."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = file_of(Image.fromarray(quarters()), "JPEG", exif=exif, subsampling=0)
+    frame, *_ = read_clip(photo * 3)
+    expected = np.rot90(quarters(), quarters_left)
+    assert frame.pixels.shape == expected.shape
+    centres = np.s_[8::16, 8::16]
+    assert np.abs(frame.pixels[centres].astype(int) - expected[centres]).max() < 20
 
 
 def test_frames_of_a_large_clip_share_a_bound_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

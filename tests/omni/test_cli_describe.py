@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import subprocess
 import sys
 import wave
@@ -13,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -29,7 +31,15 @@ from omni_streaming.describe_file import (
     Utterance,
 )
 from omni_streaming.describe_settings import NOTICE, DescribeSettings
-from omni_streaming.describe_source import MAX_GAP_S, Frames, Picture, VideoFile, camera_of
+from omni_streaming.describe_source import (
+    MAX_GAP_S,
+    MAX_PIXELS,
+    STILL_S,
+    Frames,
+    Picture,
+    VideoFile,
+    camera_of,
+)
 
 from omni.assistant import embedded
 from omni.cli import main
@@ -233,6 +243,46 @@ def test_a_clip_held_on_its_side_is_shown_upright(tmp_path: Path) -> None:
         assert next(file.pictures(1)).pixels.shape == (48, 64, 3)
 
 
+def photo_on_its_side() -> bytes:
+    """A JPEG 64 wide whose EXIF says that it was held on its side: dark at the top once upright."""
+    pixels = np.full((48, 64, 3), 200, dtype=np.uint8)
+    pixels[:, :32] = 20  # the left of what is stored is the top of what is seen
+    jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + jpeg[2:]
+
+
+def test_a_photo_is_shown_upright_for_a_while(tmp_path: Path) -> None:
+    path = tmp_path / "photo.mp4"  # a name is no proof
+    path.write_bytes(photo_on_its_side())
+    with VideoFile(path) as file:
+        pictures = list(file.pictures(2))
+    assert [one.at_ms for one in pictures] == list(range(0, 1_000 * STILL_S, 500))
+    first = pictures[0].pixels
+    assert first.shape == (64, 48, 3)
+    assert first[:28].max() < 60
+    assert first[36:].min() > 160
+
+
+def test_a_clip_of_photos_is_shown_upright(tmp_path: Path) -> None:
+    """Motion JPEG: each frame carries what its camera notes of a photo."""
+    path = tmp_path / "a.mjpeg"
+    path.write_bytes(photo_on_its_side() * 3)
+    with VideoFile(path) as file:
+        first = next(file.pictures(25)).pixels
+    assert first.shape == (64, 48, 3)
+    assert first[:28].mean() < 60 < 160 < first[36:].mean()
+
+
+def test_a_large_photo_is_reduced(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    cv2.imwrite(str(path), np.full((2_400, 3_600, 3), 90, dtype=np.uint8))
+    with VideoFile(path) as file:
+        height, width, _ = next(file.pictures(1)).pixels.shape
+    assert 0.99 * MAX_PIXELS <= height * width <= MAX_PIXELS
+    assert width / height == pytest.approx(1.5, abs=0.01)
+
+
 def test_a_clock_that_leaps_does_not_stop_the_run(tmp_path: Path) -> None:
     leap = round(1000 * MAX_GAP_S) + 5_000
     path = write_clip(tmp_path / "a.mkv", [level(n) for n in range(4)], [0, 500, leap, leap + 500])
@@ -337,6 +387,8 @@ def test_warnings_can_be_left_out_and_distances_be_steps(
     [
         (["none.mp4"], "cannot read none.mp4: no such file"),
         (["text.mp4"], "cannot read text.mp4: not a video (Invalid data found)"),
+        (["cut.jpg"], "cannot read cut.jpg: the image ends too early, after 400 bytes; send the "
+         "whole file"),
         (["sound.wav"], "sound.wav has no video stream, only sound or text"),
         (["999"], "there is no camera 999: nothing at /dev/video999"),
         (["/dev/video998"], "there is no camera 998: nothing at /dev/video998"),
@@ -358,6 +410,7 @@ def test_mistakes_get_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text.mp4").write_text("not a video\n" * 20)
+    Path("cut.jpg").write_bytes(photo_on_its_side()[:400])
     with wave.open("sound.wav", "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(16_000))
@@ -462,8 +515,6 @@ def test_a_file_without_frames_is_damaged(tmp_path: Path) -> None:
 def test_the_embedded_eyes_and_voice_describe_a_photo(tmp_path: Path) -> None:
     """In a process of its own, as a user runs it; stopped when the photo was shown for a while."""
     skimage = pytest.importorskip("skimage.data")
-    import cv2
-
     cv2.imwrite(str(tmp_path / "cat.jpg"), skimage.chelsea()[:, :, ::-1])
     options = "--audio a.wav --look-ms 100 --out log.jsonl"
     done = subprocess.run(
