@@ -82,8 +82,9 @@ def open_eyes(config: Config) -> Watcher:
     root = home(config)
     eyes = LateEyes(
         lambda: Eyes(
-            store.find(config.model.detector, root, role="detector"),
-            store.find(config.model.classifier, root, role="classifier"),
+            # Random weights see an empty world and say so: better none.
+            store.find(config.model.detector, root, role="detector", is_hashed=True),
+            store.find(config.model.classifier, root, role="classifier", is_hashed=True),
         )
     )
     return RecordingEyes(eyes, Path(config.record).expanduser()) if config.record else eyes

@@ -63,19 +63,35 @@ def path(name: str, home: Path, manifest: Manifest = MANIFEST) -> Path:
 
 
 def find(
-    name_or_path: str, home: Path, manifest: Manifest = MANIFEST, *, role: str | None = None
+    name_or_path: str,
+    home: Path,
+    manifest: Manifest = MANIFEST,
+    *,
+    role: str | None = None,
+    is_hashed: bool = False,
 ) -> Path:
     """What a setting means: a model's name, a path to one's own file or folder, a name of the hub.
 
     Returns the model's folder in the store, or the path. A name of the manifest always wins, then
     what exists; anything else with a separator or a suffix is a name of the hub if it can be one.
 
+    ``is_hashed`` compares the files of the manifest's model with their sha256: for those that are
+    small (a second per 400 MB) and whose damage would show in nothing but what they say.
+
     Raises:
-        ModelError: neither a name nor an existing path, a model of another role than ``role``, or
-            one not fetched yet.
+        ModelError: neither a name nor an existing path, a model of another role than ``role``, one
+            not fetched yet, or a damaged one.
     """
     if name_or_path in manifest.models:
-        return path(manifest.get(name_or_path, role).name, home, manifest)
+        model = manifest.get(name_or_path, role)
+        at = path(model.name, home, manifest)
+        for file in model.files if is_hashed else ():
+            if sha256_of(at / file.path) != file.sha256:
+                # Without --verify a file of the right size is taken to be there.
+                raise ModelError(
+                    f"{at / file.path} is damaged: run `omni fetch --verify {model.name}`"
+                )
+        return at
     own = Path(name_or_path).expanduser()
     if own.exists():
         if role == "backbone" and own.is_dir() and not _may_hold_a_model(own):

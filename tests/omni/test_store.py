@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from package_index import manifest_of, model_file
 
@@ -138,6 +139,32 @@ def test_find_takes_a_name_or_a_path_of_ones_own(tmp_path: Path) -> None:
         store.find(str(tmp_path / "other.gguf"), tmp_path, SMALL)
     with pytest.raises(ModelError, match=r"no model is called 'tinny'; did you mean tiny\?"):
         store.find("tinny", tmp_path, SMALL)
+
+
+def test_a_damaged_file_of_the_right_size_is_refused_where_files_are_hashed(tmp_path: Path) -> None:
+    at = put(tmp_path, "tiny", "sub/model.bin", b"abd")
+    assert store.find("tiny", tmp_path, SMALL) == tmp_path / "models" / "tiny"  # by size alone
+    with pytest.raises(ModelError) as raised:
+        store.find("tiny", tmp_path, SMALL, is_hashed=True)
+    assert str(raised.value) == f"{at} is damaged: run `omni fetch --verify tiny`"
+    at.write_bytes(b"abc")
+    assert store.find("tiny", tmp_path, SMALL, is_hashed=True) == tmp_path / "models" / "tiny"
+    assert store.find(str(at), tmp_path, SMALL, is_hashed=True) == at  # one's own
+
+
+@pytest.mark.parametrize("damaged", ["nanodet-416", "efficientnet-lite0"])
+def test_damaged_eyes_do_not_open(tmp_path: Path, damaged: str) -> None:
+    from omni.assistant import embedded
+
+    own = tmp_path / "own"  # stands for the other part
+    own.mkdir()
+    for file in store.MANIFEST.get(damaged).files:
+        put(tmp_path, damaged, file.path, bytes(file.size))
+    role = store.MANIFEST.get(damaged).role
+    values = {"home": str(tmp_path), "model.detector": str(own), "model.classifier": str(own)}
+    eyes = embedded.open_eyes(load(None, values | {f"model.{role}": damaged}))
+    with pytest.raises(ModelError, match=f"is damaged: run `omni fetch --verify {damaged}`"):
+        eyes.look(np.zeros((8, 8, 3), dtype=np.uint8), 0, None)
 
 
 def test_remove_corrupt_deletes_only_what_is_damaged(tmp_path: Path) -> None:
