@@ -23,7 +23,7 @@ from omni.assistant.context import Senses, media
 from omni.assistant.priorities import PartPriority
 from omni.assistant.session import Session
 from omni.assistant.watching import Watcher
-from omni.errors import CancelledError, OmniError
+from omni.errors import CancelledError, InputError, OmniError
 from omni.parts import Parts, ShouldStop
 from omni.scene import Scene
 from omni.types import AudioPart, Conversation, MediaPart, Span, TextPart, TextSpan
@@ -227,9 +227,17 @@ class Seeing:
             if isinstance(result, CancelledError):
                 return
             if isinstance(result, BaseException):
-                logger.error("%s %s was not seen: %s", part.kind, part.media_id, result)
-                why = str(result) if isinstance(result, OmniError) else "it cannot be looked at"
-                result = (_told(f"[The user shows {_NAMES[part.kind]}, but {why}.]"),)
+                trace = None if isinstance(result, OmniError) else result
+                logger.error(
+                    "%s %s was not seen: %s", part.kind, part.media_id, result, exc_info=trace
+                )
+                name = _NAMES[part.kind]
+                # The picture's own fault in full. Ours names files of this machine, and the model
+                # would give a remote user advice about them.
+                is_its_own = isinstance(result, InputError)
+                kinds = name.removeprefix("a ") + "s"
+                why = str(result) if is_its_own else f"you cannot look at {kinds} at the moment"
+                result = (_told(f"[The user shows {name}, but {why}.]"),)
             session.senses.sights[part.media_id] = result
             self._on_seen(session, part.media_id)
 

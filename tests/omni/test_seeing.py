@@ -496,6 +496,22 @@ def test_the_log_says_once_why_frames_are_not_seen(
     assert [str(error) in message for message in caplog.messages] == [True, True]
 
 
+@pytest.mark.parametrize(
+    "error", [ModelError("/home/me/nanodet.bin is damaged"), RuntimeError("/srv/x.py broke")]
+)
+def test_failing_eyes_tell_the_model_nothing_of_the_machine_and_the_log_all(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tiny_assistant(sight=WordsSight(Shut(error))) as assistant:
+        assistant.submit(Open("s", shown("cat")))
+        run(assistant)
+        text = assistant.context_text("s")
+    assert "[The user shows a picture, but you cannot look at pictures at the moment.]" in text
+    assert "/" not in text
+    (record,) = (r for r in caplog.records if str(error) in r.getMessage())
+    assert (record.exc_info is not None) == isinstance(error, RuntimeError)
+
+
 class Bright:
     """Sees in every picture that the light is too bright."""
 
