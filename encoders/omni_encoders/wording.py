@@ -274,12 +274,16 @@ def appeared(
     return Told(" ".join(texts), tuple(told))
 
 
-def gone(things: Sequence[Thing], options: WordingOptions) -> str:
-    """ "The person on the left has gone." for things of one kind, where they last were."""
+def gone(things: Sequence[Thing], options: WordingOptions, *, was_only: bool = True) -> str:
+    """ "The person on the left has gone." for things of one kind, where they last were.
+
+    ``was_only``: no other of the kind is left; else it is "A person on the left".
+    """
     label, side = things[0].label, direction(things[0], options)
-    if len(things) == 1:
+    if len(things) == 1 and was_only:
         return f"The {noun(label)} {side} has gone."
-    return _capital(f"{counted(label, len(things))} {side} have gone.")
+    have = "has" if len(things) == 1 else "have"
+    return _capital(f"{counted(label, len(things))} {side} {have} gone.")
 
 
 def moved(thing: Thing, options: WordingOptions) -> str:

@@ -12,6 +12,7 @@ Order: warnings, answers, the notice at the start, the camera, an overview, chan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from omni_encoders import answers, wording
@@ -290,7 +291,9 @@ class Describer:
                 return
         for entity in self._memory.moves(now):
             text = wording.moved(entity.as_thing(), options)
-            if num_words(text) <= budget and self._say_change(Told(text), [entity], now):
+            if self._is_where_told(entity) or num_words(text) > budget:
+                continue
+            if self._say_change(Told(text), [entity], now):
                 return
         if self._settings.verbosity == "brief" or self._motion.is_moving:
             return
@@ -301,10 +304,19 @@ class Describer:
                 for one in self._memory.departures(now, self._motion.moved_ms)
                 if one.word == entity.word and wording.direction(one.thing, options) == side
             ]
-            text = wording.gone([one.as_thing() for one in alike], options)
+            was_only = self._memory.is_only(entity)
+            text = wording.gone([one.as_thing() for one in alike], options, was_only=was_only)
             if self._say_change(Told(text), [], now):
                 self._memory.forget(alike)
                 return
+
+    def _is_where_told(self, entity: Entity) -> bool:
+        """Whether the user would hear of the direction that they were told last."""
+        if entity.told_x is None:
+            return False
+        told = replace(entity.thing, box=(entity.told_x, 0.0, entity.told_x, 1.0))
+        options = self._settings.wording
+        return wording.direction(told, options) == wording.direction(entity.thing, options)
 
     def _is_new_place(self, news: list[Entity], visible: list[Entity], now: int) -> bool:
         """Whether a whole overview says it best."""

@@ -52,6 +52,7 @@ class Entity:
     missed_looks: int = 0  # pictures without it, since the last one
     is_known: bool = False  # the user was told, or it was there when they were told the rest
     is_told: bool = False  # it was mentioned
+    told_x: float | None = None  # where it was when it was mentioned last
     known_x: float = 0.0
     moved_ms: int | None = None  # since when it has been away from known_x
     gone_ms: int | None = None
@@ -82,6 +83,8 @@ class Entity:
     def know(self, *, is_told: bool) -> None:
         self.is_known = True
         self.is_told = self.is_told or is_told
+        if is_told:
+            self.told_x = self.thing.centre_x
         self.known_x = self.thing.centre_x
         self.moved_ms = None
 
@@ -174,6 +177,7 @@ class SceneMemory:
             if lost:
                 old = min(lost, key=lambda one: abs(one.thing.centre_x - new.thing.centre_x))
                 new.is_known, new.is_told, new.known_x = True, old.is_told, old.known_x
+                new.told_x = old.told_x
                 self.entities.remove(old)
 
     def _may_be_somebody_else(self, entity: Entity, now_ms: int) -> bool:
@@ -216,8 +220,18 @@ class SceneMemory:
             and moved_ms < one.last_ms
         ]
 
+    def is_only(self, entity: Entity) -> bool:
+        """No other of its kind is there, so that it is "the" person."""
+        return not any(
+            one.is_visible and one.word == entity.word for one in self.entities if one is not entity
+        )
+
     def moves(self, now_ms: int) -> list[Entity]:
-        """What the user was told of and is elsewhere now."""
+        """What the user was told of and is elsewhere now, if it is surely that one.
+
+        Among several of a kind nobody knows whom "the person" means, and one who is hidden for a
+        while may be the one who is found elsewhere.
+        """
         return [
             one
             for one in self.entities
@@ -227,6 +241,12 @@ class SceneMemory:
             and one.confidence >= CERTAIN
             and one.moved_ms is not None
             and now_ms - one.moved_ms >= MOVED_MS
+            and self.is_only(one)
+            and not any(
+                other.is_known and other.word == one.word
+                for other in self.entities
+                if other is not one
+            )
         ]
 
     def forget(self, entities: Iterable[Entity]) -> None:

@@ -58,25 +58,30 @@ class Clock:
         return at_ms - self._inner_ms + self._outer_ms
 
 
+Knowledge = tuple[Entity, bool, bool, float, float | None]
+"""(entity, is_known, is_told, known_x, told_x)."""
+
+
 @dataclass(slots=True)
 class Undo:
     """What to take back when nobody heard an utterance to its end."""
 
     text: str
-    entities: list[tuple[Entity, bool, bool, float]]  # (entity, is_known, is_told, known_x)
+    entities: list[Knowledge]
     is_notice: bool = False
     is_camera: bool = False
     is_overview: bool = False
     is_answer: bool = False
 
     @staticmethod
-    def before(entities: Sequence[Entity]) -> list[tuple[Entity, bool, bool, float]]:
+    def before(entities: Sequence[Entity]) -> list[Knowledge]:
         """What the user knows of the entities now."""
-        return [(one, one.is_known, one.is_told, one.known_x) for one in entities]
+        return [(one, one.is_known, one.is_told, one.known_x, one.told_x) for one in entities]
 
     def restore_entities(self) -> None:
-        for entity, is_known, is_told, known_x in self.entities:
-            entity.is_known, entity.is_told, entity.known_x = is_known, is_told, known_x
+        for entity, is_known, is_told, known_x, told_x in self.entities:
+            entity.is_known, entity.is_told = is_known, is_told
+            entity.known_x, entity.told_x = known_x, told_x
 
 
 class Mouth:

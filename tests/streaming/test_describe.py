@@ -93,6 +93,35 @@ def test_a_second_of_a_kind_is_news_even_while_the_first_blinks() -> None:
     assert world.said()[2:] == ["A person has appeared on the right, about 3 metres."]
 
 
+def test_a_move_is_told_of_somebody_who_cannot_be_mistaken_for_another() -> None:
+    world = settled(scene(*ROOM.things, thing("person", 0.25, track=3, metres=6.0)))
+    others = (ROOM.things[0], thing("person", 0.25, track=3, metres=6.0))
+    world.show(scene(*others, thing("person", 0.92, track=2, metres=3.0)), 10_000)
+    assert world.said()[2:] == []
+    world.show(scene(ROOM.things[0], thing("person", 0.1, track=2, metres=3.0)), 3_000)
+    assert not [text for text in world.said() if "is now" in text], "the other may be hidden"
+
+
+def test_a_move_is_told_only_to_another_direction_than_was_told_last() -> None:
+    seen = scene(thing("person", 0.05, track=2, metres=3.0), motion=0.0)
+    world = settled(seen)
+    turned = thing("person", 0.45, track=2, metres=3.0)
+    world.show(scene(turned, motion=0.5), 1_000)
+    world.show(scene(turned), 5_000)
+    world.show(scene(thing("person", 0.08, track=2, metres=2.0)), 6_000)
+    assert not [text for text in world.said() if "is now" in text]
+    world.show(scene(thing("person", 0.92, track=2, metres=2.0)), 6_000)
+    assert world.said()[-1] == "The person is now on the right, about 2 metres."
+
+
+def test_one_of_several_who_goes_is_not_called_the_person() -> None:
+    stays, goes = ROOM.things[1], thing("person", 0.9, track=3, metres=3.0)
+    world = settled(scene(stays, goes))
+    world.show(scene(stays), 6_000)
+    world.show(EMPTY, 6_000)
+    assert world.said()[2:] == ["A person on the right has gone.", "The person ahead has gone."]
+
+
 def test_turning_the_camera_is_no_departure() -> None:
     world = settled()
     world.show(scene(motion=0.8), 2_000)
