@@ -279,6 +279,8 @@ class Describer:
     def _describe(self, budget: int, now: int) -> None:
         news = self._memory.news(self._settings.verbosity, now)
         visible = self._memory.visible()
+        if self._is_turn_ending(now):
+            return  # what is found there is told as a whole, not one by one
         if self._is_new_place(news, visible, now):
             self._say_overview(visible, budget, now)
             return
@@ -317,6 +319,12 @@ class Describer:
         told = replace(entity.thing, box=(entity.told_x, 0.0, entity.told_x, 1.0))
         options = self._settings.wording
         return wording.direction(told, options) == wording.direction(entity.thing, options)
+
+    def _is_turn_ending(self, now: int) -> bool:
+        """Whether an overview of another place may be possible in a moment."""
+        if self._is_overview_due or now - self._overview_ms < OVERVIEW_AGAIN_MS:
+            return False
+        return self._motion.is_stopping(now)
 
     def _is_new_place(self, news: list[Entity], visible: list[Entity], now: int) -> bool:
         """Whether a whole overview says it best."""

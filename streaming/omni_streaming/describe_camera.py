@@ -18,6 +18,7 @@ from omni_streaming.describe_settings import (
     MOVING_AFTER_MS,
     MOVING_FROM,
     SEEING_AGAIN,
+    SETTLE_MS,
     SLOW,
     STILL_AFTER_MS,
     STILL_FROM,
@@ -36,6 +37,11 @@ class Motion:
         self.moved_ms = -STILL_AFTER_MS
         """When a picture last moved enough to count as moving."""
         self._since_ms: int | None = None  # since when the pictures say the contrary
+
+    def is_stopping(self, now_ms: int) -> bool:
+        """Whether the camera seems to have come to rest, and it is too early to be sure."""
+        is_at_rest = self.is_moving and self._since_ms is not None
+        return is_at_rest and now_ms - self.moved_ms >= SETTLE_MS
 
     def look(self, motion: float, now_ms: int) -> None:
         """Take how much of a picture moved, 0..1."""

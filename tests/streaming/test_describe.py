@@ -143,6 +143,33 @@ def test_another_room_gets_an_overview() -> None:
     ]
 
 
+@pytest.mark.parametrize("turn_ms", [200, 600, 1_000, 3_000])
+def test_a_turn_to_another_room_is_told_in_one_utterance_and_soon(turn_ms: int) -> None:
+    """A detector finds one thing at once and the others a little later. 200 ms: a cut."""
+    world = settled()
+    names = (("dog", 0.5), ("bed", 0.1), ("tv", 0.4), ("couch", 0.9))
+    room = [thing(name, x, track=n) for n, (name, x) in enumerate(names, start=20)]
+    world.show(scene(motion=0.9), turn_ms)
+    stopped_ms = world.now_ms
+    world.run(15_000, lambda now_ms: scene(*room[: 1 if now_ms < stopped_ms + 500 else 4]))
+    told = [one for one in world.spoken[2:] if one.kind == "change"]
+    assert told[0].begun_ms is not None
+    assert told[0].begun_ms - stopped_ms < 2_500
+    if turn_ms >= 600:  # the camera was known to move
+        whole = "a dog and a TV ahead; a bed on the left; a couch on the right."
+        assert [one.text for one in told] == [f"In front of you: {whole}"]
+
+
+def test_whoever_walks_on_is_told_at_once() -> None:
+    world = settled()
+    world.show(scene(*ROOM.things, motion=0.5), 3_000)
+    began_ms = world.now_ms
+    dog = thing("dog", 0.9, track=9)
+    world.run(6_000, lambda ms: scene(*ROOM.things, dog, motion=0.5 if ms % 600 else 0.05))
+    assert world.spoken[2].text == "A dog on the right."
+    assert world.spoken[2].asked_ms - began_ms <= 1_000
+
+
 def test_turning_to_where_nothing_is_found_is_told_once() -> None:
     world = settled()
     world.show(scene(motion=0.8), 3_000)
