@@ -333,7 +333,8 @@ class Describer:
             return self._clear_ms is not None and now - self._clear_ms >= wait_ms
         if not visible:
             turned_ms = self._motion.moved_ms
-            has_turned_away = self._overview_ms <= self._memory.seen_ms < turned_ms
+            # The last pictures of a turn move little and still show what is left behind.
+            has_turned_away = self._overview_ms <= self._memory.seen_ms < turned_ms + SETTLE_MS
             return has_turned_away and now - turned_ms >= EMPTY_MS and not self._motion.is_moving
         is_long_ago = now - self._overview_ms >= OVERVIEW_AGAIN_MS
         return is_long_ago and len(news) >= 3 and len(news) >= 0.6 * len(visible)

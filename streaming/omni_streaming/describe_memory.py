@@ -56,6 +56,7 @@ class Entity:
     known_x: float = 0.0
     moved_ms: int | None = None  # since when it has been away from known_x
     gone_ms: int | None = None
+    back_ms: int = 0  # when it was found again after its last gap; 0: it had none
     other_label: str = ""
     num_other: int = 0
 
@@ -77,6 +78,10 @@ class Entity:
             and self.confidence >= DOUBTFUL
         )
 
+    def is_back(self, now_ms: int) -> bool:
+        """Seen now, and not for the first time after a gap longer than a blink."""
+        return self.missed_looks == 0 and now_ms - self.back_ms >= SETTLE_MS
+
     def as_thing(self) -> Thing:
         return replace(self.thing, confidence=self.confidence)
 
@@ -95,14 +100,13 @@ class SceneMemory:
     def __init__(self) -> None:
         self.entities: list[Entity] = []
         self.seen_ms = 0
-        """When anything at all was last seen."""
+        """When anything that is surely there was last seen: no blink of the detector counts."""
 
     # --- Seeing ----------------------------------------------------------------------------------
 
     def see(self, things: Iterable[Thing], now_ms: int, *, is_moving: bool) -> None:
         """Take the things of a clear picture; ``is_moving`` is whether the camera does."""
         rest = [thing for thing in things if thing.confidence >= STILL_THERE]
-        self.seen_ms = now_ms if rest else self.seen_ms
         if len(rest) > MAX_THINGS:
             rest = sorted(rest, key=importance)[:MAX_THINGS]
         free = set(self.entities)
@@ -117,6 +121,8 @@ class SceneMemory:
             if entity.gone_ms is None and is_over:
                 entity.gone_ms = now_ms
         self._recognise()
+        if any(one.is_settled() and one.is_back(now_ms) for one in self.entities):
+            self.seen_ms = now_ms
         for entity in self.entities:
             if is_moving:
                 entity.known_x = entity.thing.centre_x  # the camera moved, not the thing
@@ -271,6 +277,7 @@ def _continue(entity: Entity, thing: Thing, now_ms: int) -> None:
     entity.thing = thing
     entity.confidence += 0.3 * (thing.confidence - entity.confidence)
     entity.last_ms = now_ms
+    entity.back_ms = entity.back_ms if entity.is_visible else now_ms
     entity.num_seen += 1
     entity.missed_looks = 0
     entity.gone_ms = None

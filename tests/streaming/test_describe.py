@@ -170,6 +170,17 @@ def test_whoever_walks_on_is_told_at_once() -> None:
     assert world.spoken[2].asked_ms - began_ms <= 1_000
 
 
+def test_a_single_weak_finding_after_a_turn_does_not_hide_that_nothing_is_there() -> None:
+    for blink in (thing("chair", 0.2, track=1, confidence=0.3), thing("cup", 0.8, confidence=0.4)):
+        world = settled()
+        world.show(scene(motion=0.8), 3_000)
+        world.show(scene(ROOM.things[0], motion=0.2), 200)  # the turn's last, slow part
+        world.show(EMPTY, 1_600)
+        world.show(scene(blink), 200)
+        world.show(EMPTY, 10_000)
+        assert world.said()[2:] == ["I recognise nothing here."], blink
+
+
 def test_turning_to_where_nothing_is_found_is_told_once() -> None:
     world = settled()
     world.show(scene(motion=0.8), 3_000)
