@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import wave
 from collections.abc import Callable, Iterator
@@ -140,7 +141,8 @@ def _check(args: argparse.Namespace, *, is_camera: bool) -> None:
     for path in (args.out, args.audio):
         if path is not None:
             require_writable(path)
-            if path.exists() and not is_camera and path.samefile(args.video):
+            both_exist = path.exists() and os.path.exists(args.video)
+            if both_exist and not is_camera and path.samefile(args.video):
                 raise InputError(f"{path} is the video itself, give another name")
     if args.out is not None and args.out == args.audio:
         raise InputError("--out and --audio name the same file")

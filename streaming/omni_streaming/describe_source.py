@@ -7,6 +7,7 @@ dropped.
 
 from __future__ import annotations
 
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -114,8 +115,7 @@ class VideoFile:
         Raises:
             InputError: no such file, not a video, a damaged photo, or nothing to be seen in it.
         """
-        if not self.path.exists():
-            raise InputError(f"cannot read {self.path}: no such file")
+        _check_is_file(self.path)
         try:
             self._photo = _photo_of(self.path)
             if self._photo is not None:
@@ -227,9 +227,9 @@ def _photo_of(path: Path) -> Pixels | None:
         InputError: it is damaged, too small or too large.
         OSError: it cannot be read.
     """
-    # A pipe gives its beginning once. Cameras write JPEGs one after the other as a video, too,
-    # and photos with more of them behind the first: only the name tells which it is.
-    if not path.is_file() or path.suffix.lower() in (".mjpeg", ".mjpg"):
+    # Cameras write JPEGs one after the other as a video, too, and photos with more of them behind
+    # the first: only the name tells which it is.
+    if path.suffix.lower() in (".mjpeg", ".mjpg"):
         return None
     with path.open("rb") as file:
         data = file.read(MARK_BYTES)
@@ -246,6 +246,35 @@ def _photo_of(path: Path) -> Pixels | None:
     except InputError as error:
         raise InputError(f"cannot read {path}: {error}") from error
     return pixels_of(frame, MAX_PIXELS)
+
+
+def _check_is_file(path: Path) -> None:
+    """Refuse what is none before it is opened: a pipe into which nobody writes waits for ever.
+
+    Raises:
+        InputError: nothing is there, or a folder, pipe, socket or device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"cannot read {path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise InputError(
+            f"cannot read {path}: it is {kind}, expected a video, a photo or a camera "
+            "(a number, /dev/videoN)"
+        )
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 # --- Cameras -------------------------------------------------------------------------------------

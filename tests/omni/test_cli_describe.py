@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -390,6 +391,13 @@ def test_warnings_can_be_left_out_and_distances_be_steps(
         (["cut.jpg"], "cannot read cut.jpg: the image ends too early, after 400 bytes; send the "
          "whole file"),
         (["sound.wav"], "sound.wav has no video stream, only sound or text"),
+        (["folder"], "cannot read folder: it is a folder, expected a video, a photo or a camera "
+         "(a number, /dev/videoN)"),
+        (["pipe"], "cannot read pipe: it is a pipe, expected a video, a photo or a camera "
+         "(a number, /dev/videoN)"),
+        (["/dev/null"], "cannot read /dev/null: it is a device, expected a video, a photo or a "
+         "camera (a number, /dev/videoN)"),
+        (["none.mp4", "--out", "text.mp4"], "cannot read none.mp4: no such file"),
         (["999"], "there is no camera 999: nothing at /dev/video999"),
         (["/dev/video998"], "there is no camera 998: nothing at /dev/video998"),
         (["clip.mkv", "--fps", "0"], "--fps is 0.0, expected 0.1 to 30"),
@@ -411,6 +419,8 @@ def test_mistakes_get_one_sentence(
     monkeypatch.chdir(tmp_path)
     Path("text.mp4").write_text("not a video\n" * 20)
     Path("cut.jpg").write_bytes(photo_on_its_side()[:400])
+    Path("folder").mkdir()
+    os.mkfifo("pipe")  # nobody writes into it: who opens it waits for ever
     with wave.open("sound.wav", "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(16_000))
