@@ -11,12 +11,11 @@ What nobody may be told by a camera is declined before (:mod:`omni_encoders.decl
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
-from omni.scene import Scene, Thing
+from omni.scene import Scene
 from omni_encoders import wording
-from omni_encoders.declining import declined, plain_words
-from omni_encoders.nouns import coco_labels, counted, noun, plural, with_article
+from omni_encoders.declining import NOT_A_GUIDE, declined, plain_words
+from omni_encoders.nouns import VEHICLES, coco_labels, counted, noun, plural, with_article
 from omni_encoders.wording import WordingOptions
 
 _ARTICLE = r"(?:an?|any|some|the|my|another|one)\s+"
@@ -30,6 +29,18 @@ _ANYBODY = r"(?:anybody|anyone|somebody|someone|a person|people|any people)"
 _PATTERNS = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
+        (
+            "all",
+            r"what(?: is|'s) (?:on|in|at|under|near|beside) (?:the|my|this) "
+            r"(?:table|desk|room|street|road|floor|picture|chair|shelf|counter)|"
+            r"(?:what(?: is|'s)|what do you see|(?:is there |do you see )?anything) (?:ahead|"
+            r"in front|around|near|nearby|beside|here|there|out there)(?: (?:of )?me)?",
+        ),
+        (
+            "side",
+            r"(?:what(?: is|'s)|what do you see|(?:is there |do you see )?anything) (?:on|to) "
+            r"(?:the|my) (?P<side>left|right)(?: side)?(?: of me)?",
+        ),
         ("is", rf"(?:is there|is|are there|do you see|can you see)\s+{_ANYBODY}{_HERE}"),
         ("is", rf"(?:is there|are there|do you see|can you see)\s+(?:{_ARTICLE})?{_NOUN}{_HERE}"),
         (
@@ -38,11 +49,6 @@ _PATTERNS = tuple(
         ),
         ("where", rf"where(?: is|'s| are) (?:{_ARTICLE})?{_NOUN}{_HERE}"),
         ("far", rf"how far(?: away)?(?: is| are) (?:{_ARTICLE})?{_NOUN}(?: away)?{_HERE}"),
-        (
-            "all",
-            r"what(?: is|'s) (?:on|in|at|under|near|beside) (?:the|my|this) "
-            r"(?:table|desk|room|street|road|floor|picture|chair|shelf|counter)",
-        ),
     )
 )
 _COLOURS = re.compile(
@@ -63,10 +69,12 @@ _READ = re.compile(
 _PICTURE = r"(?:(?:the|this|that|my) (?:picture|image|photo|photograph|scene)|it|this)"
 _DESCRIBE = re.compile(
     rf"(?:(?:can|could) you )?describe {_PICTURE}(?: (?:to|for) me)?|"
-    rf"what (?:do|can) you see(?: (?:here|in {_PICTURE}))?|(?:me|describe) what you(?: can)? see|"
+    rf"what (?:do|can) you see(?: (?:here|in {_PICTURE}))?|"
+    r"(?:tell me|describe) what you(?: can)? see|"
     rf"what(?: is|'s) (?:this|that|it|here|(?:shown |to be seen )?(?:in|on) {_PICTURE})|"
     rf"what does {_PICTURE} show|what am i looking at|what(?: is|'s) this (?:a )?picture of"
 )
+PLACES_WORDS = 30
 UNREAD = "I did not look for text in this picture."
 UNKNOWN = "I cannot tell: that is nothing I can recognise."
 
@@ -140,6 +148,8 @@ def answer(question: str, scene: Scene, options: WordingOptions | None = None) -
     for kind, pattern in _PATTERNS:
         if (match := pattern.fullmatch(plain)) is None:
             continue
+        if kind == "side":
+            return _on_side(match["side"], scene, options)
         said = match.groupdict().get("noun") or "person"
         label = _label(said)
         if kind != "all" and label is None:
@@ -152,7 +162,26 @@ def answer(question: str, scene: Scene, options: WordingOptions | None = None) -
     return None
 
 
+def cannot_tell(scene: Scene, options: WordingOptions | None = None) -> str:
+    """To a question about the picture that the findings do not answer: what they are."""
+    if scene.condition != "clear":
+        return wording.ABSTENTIONS[scene.condition]
+    told = wording.overview(scene, options or WordingOptions(), 25, opening="I see:")
+    return f"I cannot tell. {told.text}"
+
+
+def _on_side(side: str, scene: Scene, options: WordingOptions) -> str:
+    if scene.condition != "clear":
+        return wording.ABSTENTIONS[scene.condition]
+    there = [t for t in scene.things if (t.centre_x < 0.4 if side == "left" else t.centre_x > 0.6)]
+    if not any(thing.confidence >= wording.DOUBTFUL for thing in there):
+        return f"I recognise nothing on the {side}. I may have missed it."
+    return wording.overview(scene, options, 30, things=there, opening="I see:").text
+
+
 def _colours(scene: Scene) -> str:
+    if any(noun(thing.label) in (*VEHICLES, "traffic light") for thing in scene.things):
+        return NOT_A_GUIDE  # "green" might be taken for a light's
     if scene.condition != "clear":
         return wording.ABSTENTIONS[scene.condition]
     if not (phrase := wording.colour_phrase(scene.colours)):
@@ -186,14 +215,16 @@ def _about(kind: str, label: str, scene: Scene, options: WordingOptions) -> str:
     if not sure and not unsure:
         return f"I do not see {with_article(label)}. I may have missed it."
     if not sure:
-        return f"I am not sure. Perhaps {_places(unsure, options)}."
-    places = _places(sure, options)
+        return f"I am not sure. Perhaps {wording.placed(unsure, options, PLACES_WORDS).text}."
+    told = wording.placed(sure, options, PLACES_WORDS)
+    places = told.text
     if kind == "is":
         return f"Yes: {places}."
+    if kind == "count" and len(sure) == 1:
+        return f"One: {places}."
     if kind == "count":
-        return (
-            f"I see {counted(label, len(sure))}: {places}." if len(sure) > 1 else f"One: {places}."
-        )
+        opening = ":" if len(told.things) == len(sure) else ", among them"
+        return f"I see {counted(label, len(sure))}{opening} {places}."
     if kind == "far":
         near = min(sure, key=lambda thing: thing.distance_m or float("inf"))
         far = wording.distance(near.distance_m, options)
@@ -202,7 +233,3 @@ def _about(kind: str, label: str, scene: Scene, options: WordingOptions) -> str:
         where = wording.direction(near, options)
         return f"{far[:1].upper()}{far[1:]}, {where}. That is a rough guess."
     return f"{places[:1].upper()}{places[1:]}."
-
-
-def _places(things: Sequence[Thing], options: WordingOptions) -> str:
-    return "; ".join(wording.placed(things, options, 30))

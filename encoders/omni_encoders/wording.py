@@ -30,12 +30,15 @@ STEP_M = 0.7
 FOOT_M = 0.3048
 
 ABSTENTIONS = {
-    "covered": "I cannot see: the camera seems covered. Please uncover it.",
+    "covered": "I cannot see: the lens is covered, or faces a plain surface.",
     "dark": "I cannot see: it is too dark. Please turn on a light.",
     "bright": "I cannot see: the light is too bright. Turn the camera.",
-    "blurred": "I cannot see: the picture is blurred. Hold the camera still.",
+    "blurred": "I cannot see clearly: hold the camera still, or move it back.",
 }
-"""By Scene.condition; each at most 12 words, what is wrong first and then what to do."""
+"""By Scene.condition; each at most 12 words, what is wrong first and then what to do.
+
+A wall gives the same picture as a covered lens, and in soft light the same as a blurred one.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +178,12 @@ def _clauses(
     return clauses
 
 
-def placed(things: Iterable[Thing], options: WordingOptions, max_words: int) -> list[str]:
-    """ "two people on the left, about 3 metres", one for each direction, as many as fit."""
-    return [text for text, _ in _clauses(things, options, max_words)]
+def placed(things: Iterable[Thing], options: WordingOptions, max_words: int) -> Told:
+    """ "two people on the left, about 3 metres; a dog ahead": as many as fit."""
+    clauses = _clauses(things, options, max_words)
+    return Told(
+        "; ".join(text for text, _ in clauses), tuple(t for _, some in clauses for t in some)
+    )
 
 
 def _capital(text: str) -> str:
@@ -448,10 +454,10 @@ def nothing_shown(scene: Scene, *, what: Literal["camera", "picture"] = "picture
 
 
 _WHY = {
-    "covered": "it seems covered",
+    "covered": "it seems covered, or faces a plain surface",
     "dark": "it is too dark",
     "bright": "the light is too bright",
-    "blurred": "the picture is blurred",
+    "blurred": "the picture is blurred, or of a plain surface",
 }
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Literal
 
 from omni_encoders import answers, wording
-from omni_encoders.declining import declined
+from omni_encoders.declining import declined, is_general
 from omni_encoders.wording import Told, num_words
 
 from omni.scene import Scene, Thing
@@ -148,10 +148,9 @@ class Describer:
         """
         now = self._clock.advance(now_ms)
         name = match_command(text)
-        if name in ("repeat", "more") and self._floor.last_kind == "assistant":
-            name = None
-        if name is None:
-            if (words := self._own_answer(text, now)) is not None:
+        is_about_answer = name in ("repeat", "more") and self._floor.last_kind == "assistant"
+        if name is None or is_about_answer:
+            if not is_about_answer and (words := self._own_answer(text, now)) is not None:
                 self._floor.keep_quiet(now)
                 self._reply(words, now)
                 return "answer"
@@ -165,9 +164,14 @@ class Describer:
         """What needs no model, or must not be left to one."""
         if (words := declined(question)) is not None:
             return words
-        if self._settings.has_native_sight or self._scene is None or now - self._scene_ms > LATE_MS:
+        if self._settings.has_native_sight:
             return None
-        return answers.answer(question, self._scene, self._settings.wording)
+        if self._scene is None or now - self._scene_ms > LATE_MS:
+            return None if is_general(question) else self._blindness()
+        options = self._settings.wording
+        if (words := answers.answer(question, self._scene, options)) is not None:
+            return words
+        return None if is_general(question) else answers.cannot_tell(self._scene, options)
 
     def command(self, name: CommandName, now_ms: int) -> None:
         """The user pressed a key or a button."""
@@ -399,10 +403,7 @@ class Describer:
     def _tell_scene(self, name: CommandName, now: int) -> None:
         """What is in front, or what was not mentioned yet."""
         if not self._can_see(now):
-            problem = "I have no picture yet." if self._scene is None else "I have no new picture."
-            if self._camera.sight != "clear":
-                problem = self._camera.problem
-            self._interrupt("answer", problem, now, now)
+            self._interrupt("answer", self._blindness(), now, now)
             return
         assert self._scene is not None
         if self._settings.has_native_sight:
@@ -439,6 +440,12 @@ class Describer:
             for thing, entity in things.items():
                 entity.is_told = thing in told.things
         self._interrupt("answer", told.text, self._scene_ms, now)
+
+    def _blindness(self) -> str:
+        """Why nothing can be said of the newest picture."""
+        if self._camera.sight != "clear":
+            return self._camera.problem
+        return "I have no picture yet." if self._scene is None else "I have no new picture."
 
     def _ask_for_text(self, now: int) -> None:
         if self._scene is not None and self._scene.lettering is not None and self._can_see(now):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from omni_encoders.answers import UNKNOWN, UNREAD, about_picture, answer
+from omni_encoders.answers import UNKNOWN, UNREAD, about_picture, answer, cannot_tell
 from omni_encoders.declining import APPEARANCE, NOT_A_GUIDE, declined
 from omni_encoders.nouns import coco_labels
 from omni_encoders.wording import ABSTENTIONS, WordingOptions
@@ -81,16 +81,49 @@ def test_a_picture_that_cannot_be_judged_answers_nothing(condition: str) -> None
     assert answer("Where is Paris?", scene) is None, "it is no question about the picture"
 
 
+def test_more_than_can_be_listed_is_said_to_be_more() -> None:
+    crowd = tuple(thing("person", 0.05 + n * 0.15, distance_m=5.0 + n) for n in range(7))
+    said = answer("How many people are there?", Scene(at_ms=0, things=crowd))
+    assert said is not None
+    assert said.startswith("I see seven people, among them ")
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What is on my left?", "I am not sure, perhaps a dog on the left."),
+        ("Anything to my right?", "I see: a car on the right, about 8 metres."),
+        ("Is there anything in front of me?", "I see: a car on the right, about 8 metres; two"),
+        ("What is ahead?", "I see: a car on the right, about 8 metres; two people ahead"),
+    ],
+)
+def test_a_side_or_all_of_it_can_be_asked_for(question: str, expected: str) -> None:
+    said = answer(question, STREET)
+    assert said is not None
+    assert said.startswith(expected)
+    empty = Scene(at_ms=0)
+    assert "I recognise nothing" in (answer(question, empty) or "")
+
+
+def test_what_the_findings_do_not_answer_is_admitted_with_the_findings() -> None:
+    assert cannot_tell(STREET).startswith("I cannot tell. I see: a car on the right")
+    assert cannot_tell(Scene(at_ms=0)) == "I cannot tell. I recognise nothing here."
+    assert cannot_tell(replace(STREET, condition="dark")) == ABSTENTIONS["dark"]
+
+
 @pytest.mark.parametrize(
     "question",
     ["What colour is it?", "What color is this shirt?", "Which colours are these?"],
 )
 def test_colours_are_those_of_the_whole_picture_and_said_to_be(question: str) -> None:
-    assert answer(question, replace(STREET, colours=("red", "white"))) == (
+    room = Scene(at_ms=0, things=(thing("cup", 0.5),), colours=("red", "white"))
+    assert answer(question, room) == (
         "I can only tell the colours of the whole picture: mostly red and white."
     )
-    assert answer(question, STREET) == "I cannot tell the colours here."
-    dark = answer(question, replace(STREET, condition="dark", colours=("black",)))
+    assert answer(question, replace(room, colours=())) == "I cannot tell the colours here."
+    # In a street "green" might be taken for a light's.
+    assert answer(question, replace(STREET, colours=("green", "white"))) == NOT_A_GUIDE
+    dark = answer(question, replace(room, condition="dark", colours=("black",)))
     assert dark == ABSTENTIONS["dark"]
 
 
@@ -123,6 +156,7 @@ SIGN = Lettering(
 )
 DOOR = Scene(at_ms=0, things=(thing("person", 0.5),), lettering=(SIGN,))
 BLANK = Scene(at_ms=0, condition="covered", lettering=())
+PLAIN = "The picture shows nothing: it seems covered, or faces a plain surface."
 
 
 @pytest.mark.parametrize(
@@ -131,7 +165,7 @@ BLANK = Scene(at_ms=0, condition="covered", lettering=())
         ("What does the sign say?", DOOR, "It says: Push bar to open. The text is cut off."),
         ("Can you read this to me?", STREET, UNREAD),
         ("Read the text.", Scene(at_ms=0, lettering=()), "I see no text."),
-        ("Is there any text?", BLANK, "The picture shows nothing: it seems covered."),
+        ("Is there any text?", BLANK, PLAIN),
         (
             "Describe the picture.",
             DOOR,
@@ -142,8 +176,8 @@ BLANK = Scene(at_ms=0, condition="covered", lettering=())
             Scene(at_ms=0, main="mug", main_confidence=0.9),
             "This looks like a mug.",
         ),
-        ("Tell me what you see.", BLANK, "The picture shows nothing: it seems covered."),
-        ("Is there a dog?", BLANK, "The picture shows nothing: it seems covered."),
+        ("Tell me what you see.", BLANK, PLAIN),
+        ("Is there a dog?", BLANK, PLAIN),
         ("Is there a cat?", DOOR, "I do not see a cat. I may have missed it."),
         ("Who is this?", DOOR, APPEARANCE),
         ("Can I cross now?", STREET, NOT_A_GUIDE),

@@ -326,6 +326,25 @@ def test_an_answer_that_a_warning_cut_off_is_given_again_and_no_other() -> None:
     assert [text[:5] for text in world.said("answer")[2:]] == ["I do ", "Yes: "]
 
 
+def test_a_model_without_eyes_is_asked_about_nothing_here_and_now() -> None:
+    world = settled()
+    assert world.hear("Who wrote Hamlet?") is None
+    assert world.hear("Would you say the road is clear?") == "answer"
+    world.show(ROOM, 8_000)
+    assert world.hear("Is he waiting for somebody?") == "answer"
+    world.show(ROOM, 8_000)
+    assert world.said("answer") == [
+        NOT_A_GUIDE,
+        "I cannot tell. I see: a person ahead, about 3 metres; a chair on the left, about 2 metres.",
+    ]
+    late = World()
+    assert late.hear("Is he waiting for somebody?") == "answer"
+    assert [one.text for one in late.actions if isinstance(one, Say)] == ["I have no picture yet."]
+    native = settled(ROOM, DescribeSettings(has_native_sight=True))
+    assert native.hear("Is he smiling at me?") is None
+    assert native.hear("Would you say the road is clear?") == "answer"
+
+
 def test_warnings_can_be_switched_off() -> None:
     world = settled(EMPTY, DescribeSettings(hazards=False))
     world.show(scene(CAR), 5_000)

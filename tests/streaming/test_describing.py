@@ -238,9 +238,9 @@ def scripted(*heard: str) -> Script:
 
 
 def test_a_spoken_question_is_answered_about_the_newest_frame() -> None:
-    camera = Camera(script=scripted("Tell me about it."))
+    camera = Camera(script=scripted("Tell me about the sea."))
     camera.watch(8_000)
-    events = asked(camera, "Tell me about it.")
+    events = asked(camera, "Tell me about the sea.")
     created = of_type(events, "response.created")[0]["response"]
     assert created["metadata"] == {"omni_kind": "answer"}
     guess = camera.commands_of(Speculate)[-1]
@@ -405,7 +405,7 @@ def test_a_turn_without_words_gets_an_empty_answer() -> None:
 def test_a_warning_during_a_question_leaves_the_question_answered() -> None:
     scenes = (ROOM,) * 8 + (Scene(at_ms=0, things=(CHAIR, CAR)),)
     script = Script(
-        transcripts=("Tell me about it.",), scenes=scenes, answers=(Answer(text="A chair."),)
+        transcripts=("Tell me about the sea.",), scenes=scenes, answers=(Answer(text="A chair."),)
     )
     camera = Camera(script=script)
     camera.watch(2_000)
@@ -425,7 +425,7 @@ def test_a_warning_during_a_question_leaves_the_question_answered() -> None:
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_turn_committed_by_hand_may_be_a_command_too(waits: bool) -> None:
-    camera = Camera(script=scripted("What is in front of me?", "Tell me about it."))
+    camera = Camera(script=scripted("What is in front of me?", "Tell me about the sea."))
     set_detection(camera)  # none: the client commits
     camera.watch(10_000)
     for expected in ("change", "answer"):
