@@ -296,10 +296,11 @@ class Recorder:
         self._num_samples = 0
 
     def __enter__(self) -> Self:
-        with self._told():
-            if self._log_path is not None:
+        if self._log_path is not None:
+            with _told(self._log_path):
                 self._log = self._log_path.open("w", encoding="utf-8")
-            if self._audio_path is not None:
+        if self._audio_path is not None:
+            with _told(self._audio_path):
                 self._stream = self._audio_path.open("wb")
                 self._wav = wave.open(self._stream, "wb")
                 self._wav.setnchannels(1)
@@ -309,13 +310,13 @@ class Recorder:
 
     def take(self, one: Utterance) -> None:
         """Write an utterance that has ended, or never began."""
-        with self._told():
-            if self._log is not None:
+        if self._log is not None:
+            with _told(self._log_path):
                 self._log.write(json.dumps(one.record(), ensure_ascii=False) + "\n")
                 self._log.flush()
-            if self._wav is not None and one.began_ms is not None:
-                self.fill(one.began_ms)
-                self._write(one.pcm.astype("<i2").tobytes())
+        if self._wav is not None and one.began_ms is not None:
+            self.fill(one.began_ms)
+            self._write(one.pcm.astype("<i2").tobytes())
 
     def fill(self, now_ms: int) -> None:
         """Silence up to ``now_ms``."""
@@ -327,16 +328,9 @@ class Recorder:
 
     def _write(self, data: bytes) -> None:
         assert self._wav is not None
-        with self._told():
+        with _told(self._audio_path):
             self._wav.writeframes(data)  # also puts the length into the header
         self._num_samples += len(data) // 2
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OmniError(f"cannot write {error.filename or 'the results'}: {error}") from error
 
     def __exit__(
         self,
@@ -344,6 +338,30 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for file in (self._log, self._wav, self._stream):
+        failures: list[OmniError] = []
+        for file, path in (
+            (self._log, self._log_path),
+            (self._wav, self._audio_path),
+            (self._stream, self._audio_path),
+        ):
             if file is not None:
-                file.close()
+                try:
+                    with _told(path):
+                        file.close()  # writes what is still in its buffer
+                except OmniError as failure:
+                    failures.append(failure)
+        if failures and error is None:  # else it failed before, and says so
+            raise failures[0]
+
+
+@contextlib.contextmanager
+def _told(path: Path | None) -> Iterator[None]:
+    """What the system says of writing ``path``, in one sentence.
+
+    Raises:
+        OmniError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OmniError(f"cannot write {path}: {error.strerror or error}") from error

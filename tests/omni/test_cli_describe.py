@@ -45,7 +45,7 @@ from omni_streaming.describe_source import (
 from omni.assistant import embedded
 from omni.cli import main
 from omni.cli.describe import Recorder, clock
-from omni.errors import InputError
+from omni.errors import InputError, OmniError
 from omni.scene import Lettering, Scene, Thing
 
 Pixels = NDArray[np.uint8]
@@ -405,6 +405,7 @@ def test_warnings_can_be_left_out_and_distances_be_steps(
         (["0", "--speed", "fast"], "a camera cannot go faster than time: leave --speed fast out"),
         (["clip.mkv", "--out", "clip.mkv"], "clip.mkv is the video itself, give another name"),
         (["clip.mkv", "--out", "no/log"], "cannot write no/log: there is no folder no"),
+        (["clip.mkv", "--out", "/dev/full"], "cannot write /dev/full: No space left on device"),
     ],
 )  # fmt: skip
 def test_mistakes_get_one_sentence(
@@ -503,6 +504,17 @@ def test_speech_stands_at_its_time_in_the_file_and_is_cut_where_it_was_cut(tmp_p
     begin = STEP_MS * 24  # it was asked for a step before
     assert (int(loud[0]), int(loud[-1])) == (begin, 250 * 24 - 1)
     assert np.all(pcm[begin : 250 * 24] == 1000)
+
+
+def test_sound_that_does_not_fit_on_the_disk_is_one_error(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    with (
+        pytest.raises(OmniError, match=r"^cannot write /dev/full: No space left on device$"),
+        Recorder(log, Path("/dev/full")) as recorder,
+    ):
+        recorder.fill(1_000)
+    with pytest.raises(KeyboardInterrupt), Recorder(None, Path("/dev/full")):
+        raise KeyboardInterrupt  # before there was sound: the header is written when it closes
 
 
 @pytest.mark.parametrize(("ms", "text"), [(0, "  0:00.0"), (83_400, "  1:23.4")])
