@@ -29,6 +29,8 @@ COMING = "I warn you of what I see coming near, but I may miss it. Please rely o
 
 APPEARANCE = "I do not judge how people look or who they are."
 
+REFUSALS = frozenset({NOT_A_GUIDE, UNSEEN, COMING, APPEARANCE})
+
 # --- The way and what may happen on it -----------------------------------------------------------
 
 _LIGHT = r"\b(?:lights?|signals?|walk(?:ing)? (?:sign|man)|(?:green|red|little) man|hand)\b"

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from omni_encoders.answers import about_picture
 from omni_encoders.clip import read_clip
+from omni_encoders.declining import REFUSALS, declined, is_general
 from omni_encoders.image import ImageEncoder, PixelLimits, decode_image
 from omni_encoders.video import VideoEncoder, clip_size
 from omni_encoders.vision import VisionTower
@@ -26,7 +27,7 @@ from omni.assistant.watching import Watcher
 from omni.errors import CancelledError, InputError, OmniError
 from omni.parts import Parts, ShouldStop
 from omni.scene import Scene
-from omni.types import AudioPart, Conversation, MediaPart, Span, TextPart, TextSpan
+from omni.types import AudioPart, Conversation, MediaPart, Message, Span, TextPart, TextSpan
 
 logger = logging.getLogger(__name__)
 
@@ -96,24 +97,44 @@ class SceneSpan(TextSpan):
 
 
 def own_answer(conversation: Conversation, senses: Senses) -> str | None:
-    """What the findings say to a plain question about the one picture that came with it.
+    """What is said without asking a model that knows of pictures only what was found in them.
 
-    A picture comes with a question if the assistant has not spoken between the two. None: it is for
-    the model, which sees for itself, has tools to use, or is asked something else. A small one that
-    reads the findings answers "Is there a dog?" with whatever sounds likely.
+    None: it sees for itself, or is asked something else. To the one picture that came with a plain
+    question (the assistant has not spoken between the two, and has no tools to use) the findings
+    answer: a small model that reads them answers "Is there a dog?" with whatever sounds likely.
+    What no camera may answer is declined as long as any picture is in the conversation, also when
+    the user insists.
     """
-    asked = list(takewhile(lambda message: message.role == "user", reversed(conversation.messages)))
-    if not asked or conversation.tools:
+    messages = [one for one in conversation.messages if one.role != "system"]
+    asked = list(takewhile(lambda message: message.role == "user", reversed(messages)))
+    if not any(_is_in_words(senses.sights.get(one.media_id)) for one in media(conversation)):
         return None
+    words = " ".join(_words_of(message, senses) for message in reversed(asked))
+    before = messages[-len(asked) - 1] if len(asked) < len(messages) else None
+    if (refusal := declined(words)) is not None:
+        return refusal
+    if before is not None and asked and not is_general(words):
+        said = " ".join(part.text for part in before.parts if isinstance(part, TextPart))
+        if said in REFUSALS:
+            return said
     pictures = [p for message in asked for p in message.parts if isinstance(p, MediaPart)]
-    if len(pictures) != 1:
+    if len(pictures) != 1 or conversation.tools:
         return None
     spans = senses.seen(pictures[0])
     if len(spans) != 1 or not isinstance(span := spans[0], SceneSpan):
         return None
-    words = [part.text for part in asked[0].parts if isinstance(part, TextPart)]
-    words += [senses.heard(part) for part in asked[0].parts if isinstance(part, AudioPart)]
-    return about_picture(" ".join(words), span.scene)
+    return about_picture(_words_of(asked[0], senses), span.scene)
+
+
+def _is_in_words(spans: tuple[Span, ...] | None) -> bool:
+    return bool(spans) and all(isinstance(span, TextSpan) for span in spans or ())
+
+
+def _words_of(message: Message, senses: Senses) -> str:
+    """What the user wrote and said in one message."""
+    words = [part.text for part in message.parts if isinstance(part, TextPart)]
+    words += [senses.heard(part) for part in message.parts if isinstance(part, AudioPart)]
+    return " ".join(words)
 
 
 class WordsSight:

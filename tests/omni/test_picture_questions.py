@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from omni_encoders.declining import NOT_A_GUIDE
 from tiny_assistant import model as tiny_model
 from tiny_assistant import run, tiny_assistant
 
@@ -74,6 +75,25 @@ def test_any_other_question_is_left_to_the_model() -> None:
     assert answered(asks("Look.", PICTURE), told, asks("Is there a dog?")) != own
     assert answered(asks("Is there a dog?", PICTURE), tools=(tool,)) != own
     assert answered(asks("Is there a dog?", PICTURE), sight=Blind()) != own
+
+
+def test_what_no_camera_may_answer_is_declined_wherever_the_picture_stands() -> None:
+    """A small model said yes to each of these."""
+    told = Message("assistant", (TextPart("Nice."),))
+    system = Message("system", (TextPart("Be brief."),))
+    other = replace(PICTURE, media_id="other")
+    crossing = asks("Is it save to cross?")
+    assert answered(asks("Look.", PICTURE), told, crossing) == NOT_A_GUIDE
+    assert answered(asks("Can I cross now?", PICTURE, other)) == NOT_A_GUIDE
+    assert answered(asks("Can I cross", PICTURE), asks("now?"), system) == NOT_A_GUIDE
+    tool = ToolSpec("find", "Finds dogs.", {})
+    assert answered(asks("Can I cross now?", PICTURE), tools=(tool,)) == NOT_A_GUIDE
+    assert answered(asks("Can I cross now?", PICTURE), sight=Blind()) == NOT_A_GUIDE
+    refused = Message("assistant", (TextPart(NOT_A_GUIDE),))
+    shown = asks("Can I cross now?", PICTURE)
+    assert answered(shown, refused, asks("Just yes or no.")) == NOT_A_GUIDE
+    assert answered(shown, refused, asks("Who wrote Hamlet?")) != NOT_A_GUIDE
+    assert answered(asks("Can I cross now?")) != NOT_A_GUIDE  # who shows nothing asks in general
 
 
 def test_an_answer_from_what_was_found_is_spoken_and_remembered() -> None:
