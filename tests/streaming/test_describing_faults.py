@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import pytest
+from PIL import Image
 
 from omni.scene import Scene, Thing
 from omni.scripted import Answer, Script
@@ -143,6 +147,24 @@ def test_the_notice_waits_for_an_answer_that_began_before_describe_mode() -> Non
     assert camera.kinds() == [""], "twenty words are heard for 4.8 seconds"
     camera.watch(6_000)
     assert camera.kinds()[1] == "framing"
+
+
+@pytest.mark.parametrize("image", ["http://10.0.0.1/cam.jpg", "file:///etc/passwd"])
+def test_a_frame_is_never_fetched_and_its_sender_is_told(image: str) -> None:
+    camera = Camera(ROOM)
+    error = camera.send("omni.frame.append", image=image)[0]["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "image")
+    assert error["message"].startswith(f"The image is at {image!r}, expected a data URI")
+    assert error["message"].endswith("images are never fetched from elsewhere.")
+
+
+def test_a_still_gif_is_a_frame() -> None:
+    pixels, file = Image.new("P", (64, 48)), io.BytesIO()
+    pixels.save(file, "GIF")
+    camera = Camera(ROOM)
+    camera.send("omni.frame.append", image=base64.b64encode(file.getvalue()).decode())
+    camera.step(1)
+    assert [look.data for look in camera.commands_of(Look)] == [file.getvalue()]
 
 
 # --- Clocks ----------------------------------------------------------------------------------
