@@ -265,7 +265,8 @@ class Describer:
         if self._floor.is_warning:
             self._owed = (words, now)
             return
-        self._mouth.say("answer", words, self._scene_ms, now, interrupts=True)
+        undo = self._undo_of(words)
+        self._mouth.say("answer", words, self._scene_ms, now, interrupts=True, undo=undo)
 
     def _give_owed(self, now: int) -> bool:
         """Whether the answer that a warning cut off is being given again."""
@@ -277,7 +278,7 @@ class Describer:
         if not self._floor.is_silent or self._floor.is_user_speaking:
             return False
         self._owed = None
-        self._mouth.say("answer", text, now, now)
+        self._mouth.say("answer", text, now, now, undo=self._undo_of(text))
         return True
 
     def _describe(self, budget: int, now: int) -> None:
@@ -486,7 +487,15 @@ class Describer:
     def _interrupt(self, kind: Kind, text: str, taken: int, now: int) -> None:
         """Say it now, whatever is being said."""
         self._take_back(is_wanted=kind != "hazard")
-        self._mouth.say(kind, text, taken, now, interrupts=True)
+        undo = self._undo_of(text) if kind in ("answer", "text") else None
+        self._mouth.say(kind, text, taken, now, interrupts=True, undo=undo)
+
+    def _undo_of(self, answer: str) -> Undo:
+        """Of an answer that is being given; one that names the camera's problem tells it."""
+        is_camera = self._camera.is_untold(answer)
+        if is_camera:
+            self._camera.told()
+        return Undo(answer, [], is_answer=True, is_camera=is_camera)
 
     def _take_back(self, *, is_wanted: bool = False) -> None:
         """What was being said is cut off, or never began: it is news again.

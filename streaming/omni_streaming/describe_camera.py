@@ -98,6 +98,10 @@ class Camera:
             return None
         return self.problem if is_bad else SEEING_AGAIN
 
+    def is_untold(self, text: str) -> bool:
+        """Whether ``text`` is what keeps us from seeing, and the user has not been told."""
+        return self.sight != "clear" and not self._is_told_bad and text == self.problem
+
     def told(self) -> None:
         self._is_told_bad = self.sight != "clear"
 

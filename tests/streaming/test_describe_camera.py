@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from omni_encoders.wording import ABSTENTIONS
 from omni_streaming.describe_settings import SEEING_AGAIN, STOPPED
 
-from tests.streaming.describing import ROOM, at, scene, settled
+from tests.streaming.describing import ROOM, at, scene, settled, thing
 
 
 @pytest.mark.parametrize("condition", ["covered", "dark", "bright", "blurred"])
@@ -15,12 +16,36 @@ def test_a_bad_picture_is_told_once_and_so_is_its_end(condition: str) -> None:
     assert len(world.spoken) == 2
     world.show(scene(condition=condition), 30_000)
     assert len(world.spoken) == 3
-    assert world.said("framing")[-1].startswith("I cannot see:")
+    assert world.said("framing")[-1].startswith("I cannot see")
     world.command("front")
     assert world.said("answer") == [world.said("framing")[-1]]
     world.show(ROOM, 20_000)
     assert world.said("framing")[1:] == [world.said("answer")[0], SEEING_AGAIN]
     assert world.said("change")[1:] == []
+
+
+@pytest.mark.parametrize("asked", ["What is in front of me?", "Is anybody there?", "Read it."])
+def test_an_answer_that_names_the_problem_tells_it(asked: str) -> None:
+    world = settled()
+    bad = scene(condition="covered", lettering=())
+    world.show(bad, 400)
+    world.hear(asked)
+    world.show(bad, 20_000)
+    assert world.said("answer", "text")[-1] == ABSTENTIONS["covered"]
+    assert world.said("framing", "change")[2:] == []
+    world.show(ROOM, 10_000)
+    assert world.said("framing", "change")[2:] == [SEEING_AGAIN]
+
+
+def test_an_answer_that_was_not_heard_tells_nothing() -> None:
+    world = settled()
+    world.show(scene(condition="blurred"), 400)
+    world.hear("What is in front of me?")
+    car = thing("car", 0.5, track=7, metres=1.0)
+    world.show(scene(car, condition="blurred"), 200)
+    world.assistant_speaks(40)  # for so long that the answer is not wanted any more
+    world.show(scene(condition="blurred"), 30_000)
+    assert world.said("answer", "framing")[1:] == [ABSTENTIONS["blurred"]] * 2
 
 
 def test_a_moment_of_blur_is_not_worth_a_word() -> None:
