@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,7 +123,7 @@ def assemble(config: Config, progress: Progress | None = None) -> Server:
 def assemble_scripted(config: Config) -> Server:
     """A server that answers by script: no weights, for demonstrations and tests of the protocol."""
     return Server(
-        config=config,
+        config=replace(config, record=""),  # it has no eyes: nothing is kept, and none is told so
         worker=Worker(ScriptedAssistant),
         vad=VoiceActivity(),
         model=SCRIPTED,

@@ -95,7 +95,7 @@ class Requests:
         session = self._session
         settings = session.settings.updated(event.session, has_spoken=session.has_spoken)
         session.apply_settings(settings)
-        session.emit(events.session_updated(settings.wire))
+        session.emit(events.session_updated(settings.shown()))
 
     def _append(self, event: events.AppendAudio) -> None:
         session = self._session

@@ -136,7 +136,7 @@ class Session:
         self._is_stale = False  # the assistant may not know the latest of the conversation
         self.describing.configure(self.settings.omni)
         self.queue.add(Open(session_id, self._context))
-        self.emit(events.session_created(self.settings.wire))
+        self.emit(events.session_created(self.settings.shown()))
 
     # --- Driver's side ---------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class Session:
     def note_describe(self, options: Mapping[str, Any]) -> None:
         """The user has changed describe mode by voice or key: show the session as it is now."""
         self.settings = self.settings.with_describe(options)
-        self.emit(events.session_updated(self.settings.wire))
+        self.emit(events.session_updated(self.settings.shown()))
 
     def sync(self) -> None:
         """The conversation may have changed: tell the assistant with the next commands."""

@@ -146,6 +146,13 @@ class Settings:
 
     # --- Reading ---------------------------------------------------------------------------------
 
+    def shown(self) -> dict[str, Any]:
+        """The session as its client sees it: whoever shows a camera is told if that is kept."""
+        omni = self.omni
+        if omni is None or omni.get("describe") is None or not self._config.record:
+            return self.wire
+        return {**self.wire, "omni": {**omni, "recorded": True}}
+
     @property
     def intent(self) -> Intent:
         kind: Intent = self.wire["type"]

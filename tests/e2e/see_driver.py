@@ -60,6 +60,7 @@ class Describing:
         self.session: dict[str, Any] = {}
         self.refuses: tuple[int, str] | None = None
         """Close code and error code for whoever connects, as the server refuses clients."""
+        self.is_recording = False
         self._socket: WebSocket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._num_responses = 0
@@ -91,11 +92,17 @@ class Describing:
                     self.received.append(event)
                 if event["type"] == "session.update":
                     self.session = event["session"]
-                    await socket.send_json({"type": "session.updated", "session": self.session})
+                    await socket.send_json(self.updated())
                 if event["type"] == "input_audio_buffer.commit":
                     await socket.send_json(
                         {"type": "input_audio_buffer.committed", "item_id": "item_user"}
                     )
+
+    def updated(self) -> dict[str, Any]:
+        """The event that shows the session as it is."""
+        recorded = {"recorded": True} if self.is_recording else {}
+        shown = {**self.session, "omni": {**self.session["omni"], **recorded}}
+        return {"type": "session.updated", "session": shown}
 
     def of(self, type_: str) -> list[dict[str, Any]]:
         return [event for event in self.received if event["type"] == type_]

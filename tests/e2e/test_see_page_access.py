@@ -12,6 +12,7 @@ from see_driver import (
     SHIFT,
     SPACE,
     TAB,
+    VOICE,
     Describing,
     open_page,
     serving_sight,
@@ -283,7 +284,31 @@ def test_limits_and_privacy_are_written_on_the_page(sight: Sight) -> None:
         ".getAttribute('aria-describedby')).textContent"
     )
     assert described == warning, "a screen reader says it with the first button"
-    assert "keeps no picture" in page.text("#privacy")
+    assert "keeps no picture unless" in page.text("#privacy")
+    assert "tells you" in page.text("#privacy")
+
+
+def test_a_server_that_keeps_pictures_is_said_aloud_once_and_stays_written(sight: Sight) -> None:
+    page, server, url = sight
+    words = "This server keeps the pictures of your camera."
+    open_page(page, url)
+    page.js(VOICE)
+    server.refuses, server.is_recording = None, True
+    try:
+        page.press(ENTER)
+        page.wait(lambda p: p.phase == "listening")
+        page.wait(lambda p: words in p.js("return watched.spoken"))
+        server.send(server.updated())
+        server.say("change", "A dog on the left.")
+        page.wait(lambda p: "A dog" in p.text("#turns"))
+    finally:
+        server.is_recording = False
+    assert page.js("return watched.spoken").count(words) == 1
+    assert words in page.text("#privacy")
+    assert "keeps no picture" not in page.text("#privacy")
+    server.drop(1011)  # the next server keeps none
+    page.press(ENTER)
+    page.wait(lambda p: "keeps no picture unless" in p.text("#privacy"))
 
 
 def test_hazard_is_told_apart_by_words_not_by_colour_alone(sight: Sight) -> None:

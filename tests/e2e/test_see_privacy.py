@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -90,12 +91,15 @@ def files_under(*folders: Path) -> dict[str, int]:
     return found
 
 
-async def show(url: str, frame: bytes) -> None:
-    """Describe mode for a while: frames, an overview on request, text, a question about it."""
+async def show(url: str, frame: bytes) -> Any:
+    """Describe mode for a while: frames, an overview on request, text, a question about it.
+
+    Returns what the server says of the pictures: ``session.omni``.
+    """
     async with socket(url) as client:
         omni = {"describe": {"verbosity": "brief"}}
         await client.send("session.update", session={"type": "realtime", "omni": omni})
-        await client.until("session.updated")
+        updated = await client.until("session.updated")
         image = base64.b64encode(frame).decode()
         for number in range(4):
             await client.send("omni.frame.append", image=image, taken_ms=number * 250.0)
@@ -110,6 +114,7 @@ async def show(url: str, frame: bytes) -> None:
         await client.send("conversation.item.create", item=item)
         await client.ask("What is this?")
         await client.until("response.done")
+        return updated["session"]["omni"]
 
 
 async def test_no_picture_touches_the_disk_or_leaves_the_process(
@@ -127,10 +132,11 @@ async def test_no_picture_touches_the_disk_or_leaves_the_process(
         async with socket(url):
             guard.is_on = True
             first = len(guard.reached)
-        await show(url, frame)
+        told = await show(url, frame)
         guard.is_on = False
         after = files_under(*watched)
     assert not guard.written
+    assert "recorded" not in told
     addresses = {str(address) for address in guard.reached[first:]}
     assert all("127.0.0.1" in address for address in addresses), addresses
     changed = {path for path, at in after.items() if before.get(path) != at}
@@ -148,7 +154,8 @@ async def test_with_record_every_picture_is_kept_for_its_owner_alone(tmp_path: P
     config = Config(home=store(tmp_path / "store"), record=str(folder))
     frame = photo()
     with serving_on_a_thread(assemble(config)) as url:
-        await show(url, frame)
+        told = await show(url, frame)
+    assert told["recorded"] is True
     assert folder.stat().st_mode & 0o077 == 0
     lines = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
     assert len(lines) >= 2

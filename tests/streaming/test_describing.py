@@ -9,8 +9,15 @@ import cv2
 import numpy as np
 import pytest
 from omni_streaming.describe_settings import NOTICE
-from omni_streaming.describing import BRACKETS, GUIDE, NO_JUDGEMENT, READ_MS_PER_WORD
+from omni_streaming.describing import (
+    BRACKETS,
+    GUIDE,
+    MAX_ANSWER_TOKENS,
+    NO_JUDGEMENT,
+    READ_MS_PER_WORD,
+)
 
+from omni.config import Config
 from omni.scene import Scene, Thing
 from omni.scripted import Answer, Script
 from omni.types import Cancel, Edit, Look, MediaPart, Respond, Say, Seen, Speculate, TextPart
@@ -110,6 +117,21 @@ def test_the_options_are_echoed_as_sent_and_merge() -> None:
     assert "needs describe mode" in error["message"]
 
 
+def test_whoever_shows_a_camera_to_a_server_that_records_is_told() -> None:
+    recording = {"config": Config(record="kept")}
+    camera = Camera(ROOM, session=recording, quiet=True)
+    omni = camera.events[-1]["session"]["omni"]
+    assert omni == {"describe": {"quiet": True}, "recorded": True}
+    camera.send("omni.describe.command", command="resume")
+    assert of_type(camera.events, "session.updated")[-1]["session"]["omni"]["recorded"] is True
+    off = {"type": "realtime", "omni": {"describe": None}}
+    assert camera.send("session.update", session=off)[-1]["session"]["omni"] == {"describe": None}
+    secret = {"omni": {"describe": {}}}
+    created = Driver(**recording, initial=secret).events[0]
+    assert created["session"]["omni"] == {"describe": {}, "recorded": True}
+    assert "omni" not in Driver(**recording).events[0]["session"]
+
+
 def test_the_pace_may_go_beyond_the_protocols() -> None:
     camera = Camera(ROOM, rate=2.0)
     camera.watch(8_000)
@@ -196,6 +218,20 @@ def test_a_frame_is_as_old_as_the_clients_clock_says() -> None:
     assert second.at_ms - first.at_ms == pytest.approx(1_000, abs=2)
 
 
+@pytest.mark.parametrize("back_ms", [60_000, 100, 0])
+def test_a_clients_clock_that_is_set_back_makes_no_frame_old(back_ms: int) -> None:
+    camera = Camera(ROOM)
+    camera.send("omni.frame.append", image=FRAME, taken_ms=100_000.0)
+    camera.finish()
+    camera.wait(1_000)
+    camera.send("omni.frame.append", image=FRAME, taken_ms=100_000.0 - back_ms)
+    first, second = camera.commands_of(Look)
+    assert second.at_ms - first.at_ms == pytest.approx(1_000, abs=50)
+    camera.wait(1_000)
+    camera.send("omni.frame.append", image=FRAME, taken_ms=101_000.0 - back_ms)
+    assert camera.commands_of(Look)[2].at_ms - second.at_ms == pytest.approx(1_000, abs=50)
+
+
 @pytest.mark.parametrize("image", ["", "%%%", base64.b64encode(b"text").decode(), FRAME[:40]])
 def test_a_bad_frame_is_one_error_and_the_next_is_seen(image: str) -> None:
     camera = Camera(ROOM)
@@ -244,6 +280,7 @@ def test_a_spoken_question_is_answered_about_the_newest_frame() -> None:
     created = of_type(events, "response.created")[0]["response"]
     assert created["metadata"] == {"omni_kind": "answer"}
     guess = camera.commands_of(Speculate)[-1]
+    assert guess.config.max_output_tokens == MAX_ANSWER_TOKENS
     (part,) = guess.shown
     assert isinstance(part, MediaPart)
     assert part.data == jpeg()

@@ -17,6 +17,7 @@ export class Sight extends Conversation {
    * @param {() => void} handlers.onHazard one begins
    * @param {(words: string) => void} handlers.onHazardWords its words, whole
    * @param {(isQuiet: boolean) => void} handlers.onQuiet the session is quiet or no longer
+   * @param {(isRecorded: boolean) => void} handlers.onRecorded whether the server keeps pictures
    */
   constructor(view, handlers) {
     super(view, handlers);
@@ -108,7 +109,9 @@ export class Sight extends Conversation {
       case "session.updated": {
         const describe = event.session.omni?.describe ?? null;
         this.isDescribing = describe !== null;
-        if (describe !== null) this.handlers.onQuiet(describe.quiet); // by voice, perhaps
+        if (describe === null) break;
+        this.handlers.onQuiet(describe.quiet); // by voice, perhaps
+        this.handlers.onRecorded(event.session.omni.recorded === true);
         break;
       }
       case "omni.output_audio.stop":

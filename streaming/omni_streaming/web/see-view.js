@@ -72,6 +72,11 @@ export class SightView extends View {
     byId("scene").hidden = !hasCamera;
   }
 
+  /** @param {string} words whether pictures are kept */
+  showKept(words) {
+    byId("kept").textContent = words;
+  }
+
   showCamera(words) {
     byId("camera-state").textContent = words;
   }

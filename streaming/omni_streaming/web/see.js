@@ -23,6 +23,7 @@ const FROZEN =
   "The camera picture has not changed at all for 10 seconds. The camera may be stuck. Press Switch " +
   "camera to start it again.";
 const TAKEN = "The camera was taken away. Connect it again, then press Switch camera.";
+const RECORDED = "This server keeps the pictures of your camera.";
 const NO_CAMERA = "There is no camera picture. Press Switch camera to try again.";
 const NO_VOICE = " You can use keys and buttons.";
 const HELP =
@@ -52,6 +53,7 @@ class App {
         this.isQuiet = isQuiet ?? false;
         this.refresh();
       },
+      onRecorded: (isRecorded) => this.noteRecorded(isRecorded),
     });
     this.camera = new Camera(byId("preview"), {
       onLost: () => this.cameraFailed("Camera lost", TAKEN),
@@ -69,8 +71,10 @@ class App {
     this.isLost = false;
     this.isMuted = false;
     this.isQuiet = false;
+    this.isRecorded = false; // what the camera shows is kept at the server
     this.isTalking = false; // a turn begun by hand
     this.talkingSinceMs = 0;
+    this.notKept = byId("kept").textContent;
     this.wake = null; // ends a wait before the next attempt
     setInterval(() => this.beat(), 1000);
     this.applySettings();
@@ -196,6 +200,14 @@ class App {
   tellCamera() {
     this.conversation.update();
     this.refresh();
+  }
+
+  /** Said once; the next server may keep none. */
+  noteRecorded(isRecorded) {
+    if (isRecorded === this.isRecorded) return;
+    this.isRecorded = isRecorded;
+    this.view.showKept(isRecorded ? RECORDED : this.notKept);
+    if (isRecorded) this.announcer.tell(RECORDED);
   }
 
   // --- The connection ------------------------------------------------------------------------------
