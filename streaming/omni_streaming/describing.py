@@ -43,6 +43,10 @@ READ_MS_PER_WORD = 250
 """Of words in writing: nobody says when they have been read. Screen readers are set to about 300
 words a minute (Bragg 2021), and begin a little later."""
 
+MAX_ANSWER_TOKENS = 400
+"""About two minutes of speech: a small model that repeats itself does not stop by itself, and while
+it talks nothing that changes is told."""
+
 GUIDE = "The user is blind and shows you what their camera sees."
 BRACKETS = (
     "It stands in square brackets. Answer questions about it only from it. If it does not say, "
@@ -81,6 +85,7 @@ class Describing:
         self._seen: Frame | None = None  # the newest that was looked at
         self._wants_text = False
         self._offsets_ms: deque[float] = deque(maxlen=NUM_TIMED_FRAMES)  # our clock less theirs
+        self._last_taken_ms: float | None = None  # on the client's clock
         self._speech: tuple[Speech, str | None] | None = None  # as last told, and of which response
         self._kinds: dict[str, Speech] = {}  # of responses that are under way or audible
         self._audible: str | None = None  # response whose sound or words were sent last
@@ -215,7 +220,10 @@ class Describing:
         if self._describer is None:
             return settings
         metadata = {**(settings.metadata or {}), KIND_KEY: "answer"}
-        return replace(settings, metadata=metadata, config=self._paced(settings.config))
+        config = self._paced(settings.config)
+        most = min(config.max_output_tokens, MAX_ANSWER_TOKENS)
+        config = replace(config, max_output_tokens=most)
+        return replace(settings, metadata=metadata, config=config)
 
     # --- Inside ----------------------------------------------------------------------------------
 
@@ -224,6 +232,9 @@ class Describing:
         now_ms = self._session.now_ms
         if taken_ms is None:
             return now_ms
+        if self._last_taken_ms is not None and taken_ms <= self._last_taken_ms:
+            self._offsets_ms.clear()  # it was set back, or stands still: what it said is void
+        self._last_taken_ms = taken_ms
         self._offsets_ms.append(now_ms - taken_ms)
         return round(min(taken_ms + min(self._offsets_ms), now_ms))
 

@@ -333,10 +333,8 @@ def test_a_model_without_eyes_is_asked_about_nothing_here_and_now() -> None:
     world.show(ROOM, 8_000)
     assert world.hear("Is he waiting for somebody?") == "answer"
     world.show(ROOM, 8_000)
-    assert world.said("answer") == [
-        NOT_A_GUIDE,
-        "I cannot tell. I see: a person ahead, about 3 metres; a chair on the left, about 2 metres.",
-    ]
+    what = "a person ahead, about 3 metres; a chair on the left, about 2 metres."
+    assert world.said("answer") == [NOT_A_GUIDE, f"I cannot tell. I see: {what}"]
     late = World()
     assert late.hear("Is he waiting for somebody?") == "answer"
     assert [one.text for one in late.actions if isinstance(one, Say)] == ["I have no picture yet."]
