@@ -227,20 +227,6 @@ def test_a_clients_clock_that_is_set_back_makes_no_frame_old(back_ms: int) -> No
     camera.send("omni.frame.append", image=FRAME, taken_ms=100_000.0 - back_ms)
     first, second = camera.commands_of(Look)
     assert second.at_ms - first.at_ms == pytest.approx(1_000, abs=50)
-    camera.wait(1_000)
-    camera.send("omni.frame.append", image=FRAME, taken_ms=101_000.0 - back_ms)
-    assert camera.commands_of(Look)[2].at_ms - second.at_ms == pytest.approx(1_000, abs=50)
-
-
-@pytest.mark.parametrize("back_ms", [60_000, 100, 0])
-def test_a_clients_clock_that_is_set_back_makes_no_frame_old(back_ms: int) -> None:
-    camera = Camera(ROOM)
-    camera.send("omni.frame.append", image=FRAME, taken_ms=100_000.0)
-    camera.finish()
-    camera.wait(1_000)
-    camera.send("omni.frame.append", image=FRAME, taken_ms=100_000.0 - back_ms)
-    first, second = camera.commands_of(Look)
-    assert second.at_ms - first.at_ms == pytest.approx(1_000, abs=50)
     camera.finish()
     camera.wait(1_000)
     camera.send("omni.frame.append", image=FRAME, taken_ms=101_000.0 - back_ms)
@@ -295,7 +281,6 @@ def test_a_spoken_question_is_answered_about_the_newest_frame() -> None:
     created = of_type(events, "response.created")[0]["response"]
     assert created["metadata"] == {"omni_kind": "answer"}
     guess = camera.commands_of(Speculate)[-1]
-    assert guess.config.max_output_tokens == MAX_ANSWER_TOKENS
     assert guess.config.max_output_tokens == MAX_ANSWER_TOKENS
     (part,) = guess.shown
     assert isinstance(part, MediaPart)
