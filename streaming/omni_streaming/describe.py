@@ -11,15 +11,13 @@ Order: warnings, answers, the notice at the start, the camera, an overview, chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 from omni_encoders import answers, wording
 from omni_encoders.declining import declined, is_general
 from omni_encoders.wording import Told, num_words
 
-from omni.scene import Scene, Thing
+from omni.scene import Scene
 from omni_streaming.describe_camera import Camera, Motion
 from omni_streaming.describe_commands import match_command
 from omni_streaming.describe_floor import Floor
@@ -29,15 +27,20 @@ from omni_streaming.describe_mouth import MORE_PROMPT, OVERVIEW_PROMPT, Clock, M
 from omni_streaming.describe_settings import (
     AFTER_USER_MS,
     BRIEF_WORDS,
+    EMPTY_MS,
+    FIRST_LOOK_MS,
     LATE_MS,
+    MOVING_FROM,
     MOVING_WORDS,
     NOTICE,
     OVERVIEW_AGAIN_MS,
     READING,
+    SAME_CAMERA_MS,
     SETTLE_MS,
     STALE_MS,
     STILL_WORDS,
     TEXT_STALE_MS,
+    TURN_MS,
     Action,
     CommandName,
     DescribeSettings,
@@ -49,12 +52,6 @@ MIN_WORDS = 12
 """An utterance of fewer words has no room for a place and a distance: better to wait."""
 ANSWER_LATE_MS = 8_000
 """An answer that could not be given for so long is not wanted any more."""
-FIRST_LOOK_MS = 1_000
-"""An empty picture is believed after this long."""
-TURN_MS = 1_000
-"""What is first seen so soon after the camera moved did not come: it was there."""
-EMPTY_MS = 4_000
-"""After a turn of the camera away from all that was seen: people look around."""
 
 
 class Describer:
@@ -117,7 +114,7 @@ class Describer:
                 self._clear_ms = now
             self._memory.see(scene.things, now, is_moving=self._motion.is_moving)
         if scene.condition in ("clear", "blurred"):
-            self._warn(scene.things, now)
+            self._warn(scene, now)
         self._decide(now)
 
     def frame_came(self, now_ms: int) -> None:
@@ -215,10 +212,10 @@ class Describer:
 
     # --- Decisions -------------------------------------------------------------------------------
 
-    def _warn(self, things: Sequence[Thing], now: int) -> None:
+    def _warn(self, scene: Scene, now: int) -> None:
         if not self._settings.hazards:
             return
-        danger = self._hazards.see(things, now)
+        danger = self._hazards.see(scene.things, now, is_panning=scene.motion >= MOVING_FROM)
         if danger is None:
             return
         text = wording.hazard(
@@ -241,9 +238,13 @@ class Describer:
             self._interrupt("answer", "I could not read it in time.", now, now)
         if self._owed is not None and self._give_owed(now):
             return
-        if self._is_quiet or self._answer is not None or self._text_since_ms is not None:
+        if self._answer is not None or self._text_since_ms is not None:
             return
         if not self._floor.may_describe(now):
+            return
+        if not self._is_notice_due and self._tell_of_camera(now):
+            return
+        if self._is_quiet:
             return
         words_left = self._floor.words_left(now)
         if words_left < MIN_WORDS:
@@ -252,12 +253,23 @@ class Describer:
         if self._is_notice_due:
             self._is_notice_due = False
             self._mouth.say("framing", NOTICE, now, now, undo=Undo(NOTICE, [], is_notice=True))
-        elif text := self._camera.due(now):
-            if not self._mouth.was_said(text, now):
-                self._camera.told()
-                self._mouth.say("framing", text, now, now, undo=Undo(text, [], is_camera=True))
         elif self._can_see(now):
             self._describe(budget, now)
+
+    def _tell_of_camera(self, now: int) -> bool:
+        """Whether it is being said that we cannot see, or can again.
+
+        However much was said already, and to whoever wants quiet but warnings: who hears nothing
+        believes that nothing comes near.
+        """
+        if self._is_quiet and not self._settings.hazards:
+            return False
+        text = self._camera.due(now)
+        if text is None or self._mouth.was_said(text, now, SAME_CAMERA_MS):
+            return False
+        self._camera.told()
+        self._mouth.say("framing", text, now, now, undo=Undo(text, [], is_camera=True))
+        return True
 
     def _reply(self, words: str, now: int) -> None:
         """Answer at once, but let a warning be heard."""
@@ -272,6 +284,9 @@ class Describer:
         """Whether the answer that a warning cut off is being given again."""
         assert self._owed is not None
         text, cut_ms = self._owed
+        if self._floor.is_assistants(now):
+            self._owed = text, now
+            return False
         if now - cut_ms > ANSWER_LATE_MS:
             self._owed = None
             return False
@@ -284,8 +299,9 @@ class Describer:
     def _describe(self, budget: int, now: int) -> None:
         news = self._memory.news(self._settings.verbosity, now)
         visible = self._memory.visible()
-        if self._is_turn_ending(now):
-            return  # what is found there is told as a whole, not one by one
+        may_see_whole = not self._is_overview_due and self._may_look_round(now)
+        if may_see_whole and self._motion.is_stopping(now):
+            return  # what is found where a turn ends is told as a whole, not one by one
         if self._is_new_place(news, visible, now):
             self._say_overview(visible, budget, now)
             return
@@ -298,9 +314,8 @@ class Describer:
                 return
         for entity in self._memory.moves(now):
             text = wording.moved(entity.as_thing(), options)
-            if self._is_where_told(entity) or num_words(text) > budget:
-                continue
-            if self._say_change(Told(text), [entity], now):
+            is_news = not entity.is_where_told(options) and num_words(text) <= budget
+            if is_news and self._say_change(Told(text), [entity], now):
                 return
         if self._settings.verbosity == "brief" or self._motion.is_moving:
             return
@@ -317,19 +332,9 @@ class Describer:
                 self._memory.forget(alike)
                 return
 
-    def _is_where_told(self, entity: Entity) -> bool:
-        """Whether the user would hear of the direction that they were told last."""
-        if entity.told_x is None:
-            return False
-        told = replace(entity.thing, box=(entity.told_x, 0.0, entity.told_x, 1.0))
-        options = self._settings.wording
-        return wording.direction(told, options) == wording.direction(entity.thing, options)
-
-    def _is_turn_ending(self, now: int) -> bool:
-        """Whether an overview of another place may be possible in a moment."""
-        if self._is_overview_due or now - self._overview_ms < OVERVIEW_AGAIN_MS:
-            return False
-        return self._motion.is_stopping(now)
+    def _may_look_round(self, now: int) -> bool:
+        """Whether the last overview is long enough ago for another."""
+        return now - self._overview_ms >= OVERVIEW_AGAIN_MS
 
     def _is_new_place(self, news: list[Entity], visible: list[Entity], now: int) -> bool:
         """Whether a whole overview says it best."""
@@ -341,8 +346,7 @@ class Describer:
             # The last pictures of a turn move little and still show what is left behind.
             has_turned_away = self._overview_ms <= self._memory.seen_ms < turned_ms + SETTLE_MS
             return has_turned_away and now - turned_ms >= EMPTY_MS and not self._motion.is_moving
-        is_long_ago = now - self._overview_ms >= OVERVIEW_AGAIN_MS
-        return is_long_ago and len(news) >= 3 and len(news) >= 0.6 * len(visible)
+        return self._may_look_round(now) and len(news) >= 3 and len(news) >= 0.6 * len(visible)
 
     def _say_overview(self, visible: list[Entity], budget: int, now: int) -> None:
         assert self._scene is not None
@@ -430,7 +434,7 @@ class Describer:
             self._scene,
             self._settings.wording,
             self._budget(),
-            things=list(things),
+            things=list(things) or self._scene.things,  # whoever asks at once has the first look
             opening=opening,
         )
         for thing, entity in things.items():
@@ -471,6 +475,10 @@ class Describer:
             text = wording.ABSTENTIONS[scene.condition]
         else:
             text = wording.reading(scene.lettering or ())
+        is_own = self._floor.is_answer and self._mouth.last_text != READING
+        if is_own or self._floor.is_assistants(now):
+            self._owed = text, now  # something was asked meanwhile: that comes first
+            return
         self._interrupt("text", text, taken, now)
 
     # --- Speaking --------------------------------------------------------------------------------

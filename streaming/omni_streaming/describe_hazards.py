@@ -18,6 +18,7 @@ from omni.scene import Thing
 from omni_streaming.describe_settings import (
     AHEAD_SHARE,
     CLOSE_M,
+    CUT_OFF_LOOKS,
     GROWING_WITHIN_M,
     GROWTH_PER_S,
     HAZARD_CONFIDENCE,
@@ -32,6 +33,8 @@ from omni_streaming.describe_settings import (
     VERY_NEAR_M,
 )
 
+SIDE = 0.02
+"""Of the picture's width: a box this near to its side is cut off by it."""
 SAME_PLACE = 0.25
 """Of the picture's width: a thing of the same kind this near is the same, whatever its track."""
 FORGET_MS = 10_000
@@ -73,10 +76,12 @@ class HazardLane:
         self._last: Danger | None = None
         self._last_ms = -HEARD_MS
 
-    def see(self, things: Iterable[Thing], now_ms: int) -> Danger | None:
+    def see(
+        self, things: Iterable[Thing], now_ms: int, *, is_panning: bool = False
+    ) -> Danger | None:
         """The most urgent thing of which the user does not know; to be said at once.
 
-        It counts as warned of from now on.
+        It counts as warned of from now on. ``is_panning``: the picture itself moves.
         """
         self._warned = [one for one in self._warned if now_ms - one.seen_ms <= FORGET_MS]
         new: list[Danger] = []
@@ -84,7 +89,7 @@ class HazardLane:
             if noun(thing.label) not in HAZARDS:
                 continue
             known = [one for one in self._warned if one.is_same(thing)]
-            found = judge(thing)
+            found = judge(thing, is_panning=is_panning)
             if found is not None and all(self._is_news(found, one, now_ms) for one in known):
                 new.append(found)
             for one in known:
@@ -126,10 +131,11 @@ class HazardLane:
         )
 
 
-def judge(thing: Thing) -> Danger | None:
+def judge(thing: Thing, *, is_panning: bool = False) -> Danger | None:
     """Whether a thing is dangerous as it stands, whoever has been told.
 
-    Very near needs one picture if it is certain; otherwise two pictures in a row are needed.
+    Very near needs one picture if it is certain; otherwise two pictures in a row are needed. What a
+    turn of the camera cuts off at the side seems nearer than it is, and needs CUT_OFF_LOOKS.
     """
     word = noun(thing.label)
     if word not in HAZARDS or thing.confidence < HAZARD_CONFIDENCE:
@@ -148,12 +154,20 @@ def judge(thing: Thing) -> Danger | None:
         is_very_near, is_within = metres <= near_m, metres <= within_m
         if word not in VEHICLES and metres > CLOSE_M:
             is_growing = is_growing and thing.approach_per_s >= SOON_PER_S
+    if is_panning and not is_growing and thing.num_frames < CUT_OFF_LOOKS and _is_cut_off(thing):
+        return None
     if is_very_near and (is_seen_twice or thing.confidence >= CERTAIN):
         return Danger(thing, is_growing, math.inf)
     is_in_the_way = abs(thing.centre_x - 0.5) <= AHEAD_SHARE or thing.height >= TALL_SHARE
     if is_growing and is_within and is_in_the_way:
         return Danger(thing, True, thing.approach_per_s)
     return None
+
+
+def _is_cut_off(thing: Thing) -> bool:
+    """By one side of the picture; who reaches from side to side is near indeed."""
+    left, _, right, _ = thing.box
+    return (left <= SIDE) != (right >= 1 - SIDE)
 
 
 def _gap(thing: Thing) -> tuple[float, bool]:

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from omni_encoders.nouns import HAZARDS, noun
-from omni_encoders.wording import BIG_SHARE, CERTAIN, DOUBTFUL, NEAR_M, importance
+from omni_encoders.wording import (
+    BIG_SHARE,
+    CERTAIN,
+    DOUBTFUL,
+    NEAR_M,
+    WordingOptions,
+    direction,
+    importance,
+)
 
 from omni.scene import Thing
 from omni_streaming.describe_settings import (
@@ -84,6 +92,13 @@ class Entity:
 
     def as_thing(self) -> Thing:
         return replace(self.thing, confidence=self.confidence)
+
+    def is_where_told(self, options: WordingOptions) -> bool:
+        """Whether the user would hear of the direction that they were told last."""
+        if self.told_x is None:
+            return False
+        told = replace(self.thing, box=(self.told_x, 0.0, self.told_x, 1.0))
+        return direction(told, options) == direction(self.thing, options)
 
     def know(self, *, is_told: bool) -> None:
         self.is_known = True

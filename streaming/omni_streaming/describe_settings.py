@@ -48,6 +48,9 @@ SAME_WORDS_MS = 60_000
 """The same sentence is not said twice within it: in a lively street that somebody else walks there
 now, too, is no news."""
 
+SAME_CAMERA_MS = 15_000
+"""Nor that the camera shows nothing; but whoever relies on warnings must know it soon."""
+
 # --- What counts as a change ---------------------------------------------------------------------
 
 SETTLE_MS = 400
@@ -60,6 +63,12 @@ MOVED_SHARE, MOVED_MS = 0.35, 1_000
 """Of the picture's width, for so long: worth a word."""
 OVERVIEW_AGAIN_MS = 8_000
 """Between two overviews."""
+FIRST_LOOK_MS = 1_000
+"""An empty picture is believed after this long."""
+TURN_MS = 1_000
+"""What is first seen so soon after the camera moved did not come: it was there."""
+EMPTY_MS = 4_000
+"""After a turn of the camera away from all that was seen: people look around."""
 
 # --- Motion, with hysteresis ---------------------------------------------------------------------
 
@@ -80,6 +89,9 @@ CLOSE_M, GROWING_WITHIN_M, VEHICLE_WITHIN_M = 3.0, 6.0, 30.0
 VERY_NEAR_M, VEHICLE_NEAR_M = 1.2, 2.5
 VERY_NEAR_HEIGHT = 0.85
 """Of the picture's height, when the distance is unknown."""
+CUT_OFF_LOOKS = 3
+"""Pictures in a row until somebody very near is believed, whom the side of a moving picture cuts
+off and who does not grow."""
 AHEAD_SHARE = 0.3
 """Either side of the middle; beyond it only what is already tall is in the way."""
 TALL_SHARE = 0.3
