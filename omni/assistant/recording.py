@@ -5,8 +5,11 @@ Nothing else in Omni writes a picture to disk.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +31,7 @@ class RecordingEyes:
 
     ``folder`` gets ``TIME.jpg`` (the picture's own bytes, whatever their kind) and a line in
     ``scenes.jsonl`` for each, only its owner may read them. A full disk stops the recording, not
-    the seeing.
+    the seeing; what is there is whole.
 
     Raises:
         ConfigError: ``folder`` cannot be made.
@@ -70,11 +73,28 @@ class RecordingEyes:
         name = f"{time.time_ns() // 1_000_000}.jpg"
         if not isinstance(picture, bytes):
             picture = cv2.imencode(".jpg", picture[:, :, ::-1])[1].tobytes()
+        line = json.dumps({"picture": name, **asdict(scene)}) + "\n"
+        arriving = self._folder / f".{name}.part"
         try:
-            (self._folder / name).write_bytes(picture)
-            with (self._folder / "scenes.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"picture": name, **asdict(scene)}) + "\n")
+            arriving.write_bytes(picture)
+            _append(self._folder / "scenes.jsonl", line.encode())
+            arriving.rename(self._folder / name)
         except OSError as error:
+            with contextlib.suppress(OSError):  # it may be the folder that is gone
+                arriving.unlink(missing_ok=True)
             if not self._is_failing:
                 logger.error("the camera is no longer recorded: %s", error)
             self._is_failing = True
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Write all of ``data`` at the end of ``path``, or nothing.
+
+    Raises:
+        OSError: it does not fit.
+    """
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        if file.write(data) < len(data):  # what fitted on the disk
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
