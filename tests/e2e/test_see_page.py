@@ -82,6 +82,9 @@ def test_one_key_starts_camera_microphone_and_description(sight: Sight) -> None:
         },
     }
     page.wait(lambda p: p.events("input_audio_buffer.append", "out"))
+    phases = page.js("return watched.phases")
+    assert phases[-1] == "listening"
+    assert set(phases[:-1]) <= {"idle", "connecting"}, "no microphone is missing before it is asked"
     assert page.text("#connection") == "Connected"
     assert page.text("#camera-state").endswith(" on")
     assert page.focused == "talk"
@@ -294,6 +297,7 @@ def test_connection_lost_is_told_once_and_made_again_with_the_same_settings(
     assert server.session["omni"]["describe"]["quiet"] is True
     assert page.text("#notice-text") == ""
     page.wait(lambda p: p.text("#announcer") == "Connected again.")
+    assert "ready" not in page.js("return watched.phases"), "the microphone was there all along"
     assert frames == len(
         [
             frame

@@ -65,6 +65,7 @@ class App {
     });
     this.key = takeKey();
     this.microphone = null;
+    this.isMicrophoneKnown = false; // whether there is one, since the connection was made
     this.isStarted = false;
     this.hasStarted = false; // once, in this visit
     this.isConnecting = false;
@@ -94,6 +95,7 @@ class App {
   async start() {
     this.isStarted = true;
     this.hasStarted = true;
+    this.isMicrophoneKnown = false;
     this.isLost = false;
     this.view.hideNotice();
     this.refresh();
@@ -252,6 +254,7 @@ class App {
   async lose(words) {
     const isNews = !this.isLost;
     this.isLost = true;
+    this.isMicrophoneKnown = false;
     this.closeMicrophone();
     if (isNews) {
       const isFinal = FINAL.has(this.conversation.lostCode);
@@ -274,6 +277,7 @@ class App {
   askForKey(problem) {
     this.closeMicrophone();
     this.isLost = true;
+    this.isMicrophoneKnown = false;
     byId("key-wrong").textContent = problem;
     byId("key-wrong").hidden = this.key === "";
     byId("key").value = "";
@@ -286,9 +290,10 @@ class App {
   // --- Talking -------------------------------------------------------------------------------------
 
   async openMicrophone() {
-    if (this.microphone !== null || !this.hasSound || this.isAsking) return;
+    if (this.microphone !== null || this.isAsking) return;
     this.isAsking = true;
     try {
+      if (!this.hasSound) return;
       this.microphone = await Microphone.open(
         this.conversation.player.context,
         (chunk) => this.conversation.sendAudio(chunk),
@@ -305,8 +310,9 @@ class App {
       this.view.showNotice(microphoneWords(error.message));
     } finally {
       this.isAsking = false;
+      this.isMicrophoneKnown = this.conversation.isConnected; // else it is asked for again
+      this.refresh();
     }
-    this.refresh();
   }
 
   closeMicrophone() {
@@ -432,7 +438,7 @@ class App {
     if (!this.conversation.isConnected) return "connecting";
     if (this.isTalking) return "talking";
     if (this.conversation.phase !== null) return this.conversation.phase;
-    if (this.microphone === null) return "ready";
+    if (this.microphone === null) return this.isMicrophoneKnown ? "ready" : "connecting";
     return this.isMuted && this.settings.listening === "always" ? "muted" : "listening";
   }
 
