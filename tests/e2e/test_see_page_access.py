@@ -181,7 +181,7 @@ def test_everything_is_reached_and_worked_with_keys_alone(sight: Sight) -> None:
     for _ in range(20):
         page.press(TAB)
         reached.append(page.js(name))
-        if str(reached[-1]).endswith("index.html"):
+        if reached[-1] == "other-page":
             break
     assert reached[:-1] == [
         *("front", "read", "repeat", "more", "quiet", "stop", "camera", "help"),
