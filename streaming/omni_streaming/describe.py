@@ -35,7 +35,6 @@ from omni_streaming.describe_settings import (
     NOTICE,
     OVERVIEW_AGAIN_MS,
     READING,
-    SAME_CAMERA_MS,
     SETTLE_MS,
     STALE_MS,
     STILL_WORDS,
@@ -238,13 +237,9 @@ class Describer:
             self._interrupt("answer", "I could not read it in time.", now, now)
         if self._owed is not None and self._give_owed(now):
             return
-        if self._answer is not None or self._text_since_ms is not None:
+        if self._is_quiet or self._answer is not None or self._text_since_ms is not None:
             return
         if not self._floor.may_describe(now):
-            return
-        if not self._is_notice_due and self._tell_of_camera(now):
-            return
-        if self._is_quiet:
             return
         words_left = self._floor.words_left(now)
         if words_left < MIN_WORDS:
@@ -253,23 +248,12 @@ class Describer:
         if self._is_notice_due:
             self._is_notice_due = False
             self._mouth.say("framing", NOTICE, now, now, undo=Undo(NOTICE, [], is_notice=True))
+        elif text := self._camera.due(now):
+            if not self._mouth.was_said(text, now):
+                self._camera.told()
+                self._mouth.say("framing", text, now, now, undo=Undo(text, [], is_camera=True))
         elif self._can_see(now):
             self._describe(budget, now)
-
-    def _tell_of_camera(self, now: int) -> bool:
-        """Whether it is being said that we cannot see, or can again.
-
-        However much was said already, and to whoever wants quiet but warnings: who hears nothing
-        believes that nothing comes near.
-        """
-        if self._is_quiet and not self._settings.hazards:
-            return False
-        text = self._camera.due(now)
-        if text is None or self._mouth.was_said(text, now, SAME_CAMERA_MS):
-            return False
-        self._camera.told()
-        self._mouth.say("framing", text, now, now, undo=Undo(text, [], is_camera=True))
-        return True
 
     def _reply(self, words: str, now: int) -> None:
         """Answer at once, but let a warning be heard."""
@@ -284,9 +268,6 @@ class Describer:
         """Whether the answer that a warning cut off is being given again."""
         assert self._owed is not None
         text, cut_ms = self._owed
-        if self._floor.is_assistants(now):
-            self._owed = text, now
-            return False
         if now - cut_ms > ANSWER_LATE_MS:
             self._owed = None
             return False
@@ -434,7 +415,7 @@ class Describer:
             self._scene,
             self._settings.wording,
             self._budget(),
-            things=list(things) or self._scene.things,  # whoever asks at once has the first look
+            things=list(things),
             opening=opening,
         )
         for thing, entity in things.items():
@@ -475,10 +456,6 @@ class Describer:
             text = wording.ABSTENTIONS[scene.condition]
         else:
             text = wording.reading(scene.lettering or ())
-        is_own = self._floor.is_answer and self._mouth.last_text != READING
-        if is_own or self._floor.is_assistants(now):
-            self._owed = text, now  # something was asked meanwhile: that comes first
-            return
         self._interrupt("text", text, taken, now)
 
     # --- Speaking --------------------------------------------------------------------------------
