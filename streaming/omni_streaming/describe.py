@@ -35,6 +35,7 @@ from omni_streaming.describe_settings import (
     NOTICE,
     OVERVIEW_AGAIN_MS,
     READING,
+    SAME_CAMERA_MS,
     SETTLE_MS,
     STALE_MS,
     STILL_WORDS,
@@ -51,6 +52,8 @@ MIN_WORDS = 12
 """An utterance of fewer words has no room for a place and a distance: better to wait."""
 ANSWER_LATE_MS = 8_000
 """An answer that could not be given for so long is not wanted any more."""
+READ_LATE_MS = 60_000
+"""Text that was asked for waits so long for the end of another answer."""
 
 
 class Describer:
@@ -73,7 +76,7 @@ class Describer:
         self._is_overview_due = True
         self._overview_ms = -OVERVIEW_AGAIN_MS
         self._answer: tuple[CommandName, int] | None = None  # asked, and when
-        self._owed: tuple[str, int] | None = None  # an answer that a warning cut off, and when
+        self._owed: tuple[str, int] | None = None  # an answer to be given when it is silent, if by
         self._text_since_ms: int | None = None  # since when we wait for text
 
     @property
@@ -237,9 +240,13 @@ class Describer:
             self._interrupt("answer", "I could not read it in time.", now, now)
         if self._owed is not None and self._give_owed(now):
             return
-        if self._is_quiet or self._answer is not None or self._text_since_ms is not None:
+        if self._answer is not None or self._text_since_ms is not None:
             return
         if not self._floor.may_describe(now):
+            return
+        if (self._is_quiet or not self._is_notice_due) and self._tell_of_camera(now):
+            return
+        if self._is_quiet:
             return
         words_left = self._floor.words_left(now)
         if words_left < MIN_WORDS:
@@ -248,18 +255,29 @@ class Describer:
         if self._is_notice_due:
             self._is_notice_due = False
             self._mouth.say("framing", NOTICE, now, now, undo=Undo(NOTICE, [], is_notice=True))
-        elif text := self._camera.due(now):
-            if not self._mouth.was_said(text, now):
-                self._camera.told()
-                self._mouth.say("framing", text, now, now, undo=Undo(text, [], is_camera=True))
         elif self._can_see(now):
             self._describe(budget, now)
+
+    def _tell_of_camera(self, now: int) -> bool:
+        """Whether it is being said that we cannot see, or can again.
+
+        However much was said already, and to whoever wants quiet but warnings: who hears nothing
+        believes that nothing comes near.
+        """
+        if self._is_quiet and not self._settings.hazards:
+            return False
+        text = self._camera.due(now)
+        if text is None or self._mouth.was_said(text, now, SAME_CAMERA_MS):
+            return False
+        self._camera.told()
+        self._mouth.say("framing", text, now, now, undo=Undo(text, [], is_camera=True))
+        return True
 
     def _reply(self, words: str, now: int) -> None:
         """Answer at once, but let a warning be heard."""
         self._take_back(is_wanted=True)
         if self._floor.is_warning:
-            self._owed = (words, now)
+            self._owed = words, now + ANSWER_LATE_MS
             return
         undo = self._undo_of(words)
         self._mouth.say("answer", words, self._scene_ms, now, interrupts=True, undo=undo)
@@ -267,11 +285,12 @@ class Describer:
     def _give_owed(self, now: int) -> bool:
         """Whether the answer that a warning cut off is being given again."""
         assert self._owed is not None
-        text, cut_ms = self._owed
-        if now - cut_ms > ANSWER_LATE_MS:
+        text, until_ms = self._owed
+        if now > until_ms:
             self._owed = None
             return False
-        if not self._floor.is_silent or self._floor.is_user_speaking:
+        is_silent = self._floor.is_silent and not self._floor.is_assistants(now)
+        if not is_silent or self._floor.is_user_speaking:
             return False
         self._owed = None
         self._mouth.say("answer", text, now, now, undo=self._undo_of(text))
@@ -415,7 +434,7 @@ class Describer:
             self._scene,
             self._settings.wording,
             self._budget(),
-            things=list(things),
+            things=list(things) or self._scene.things,  # whoever asks at once has the first look
             opening=opening,
         )
         for thing, entity in things.items():
@@ -456,6 +475,10 @@ class Describer:
             text = wording.ABSTENTIONS[scene.condition]
         else:
             text = wording.reading(scene.lettering or ())
+        is_own = self._floor.is_answer and self._mouth.last_text != READING
+        if is_own or self._floor.is_assistants(now):
+            self._owed = text, now + READ_LATE_MS  # something was asked meanwhile: that comes first
+            return
         self._interrupt("text", text, taken, now)
 
     # --- Speaking --------------------------------------------------------------------------------
@@ -491,7 +514,7 @@ class Describer:
         if undo is None:
             return
         if undo.is_answer and not is_wanted:
-            self._owed = (undo.text, self._clock.now_ms)
+            self._owed = undo.text, self._clock.now_ms + ANSWER_LATE_MS
         if not is_wanted:
             undo.restore_entities()
             self._is_overview_due = self._is_overview_due or undo.is_overview

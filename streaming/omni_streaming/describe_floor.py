@@ -48,7 +48,7 @@ class Floor:
         """What was said last, or is being said."""
         self._own: Utterance | None = None  # what is being said, when we asked for it
         self._begun_ms = 0
-        self._quiet_until_ms = 0
+        self._quiet_until_ms = self._answer_until_ms = 0
         self._spoken: deque[tuple[int, int]] = deque()  # (begun, ended) of what counts
         self._ms_per_word = float(SLOWEST_MS_PER_WORD)
 
@@ -62,7 +62,7 @@ class Floor:
 
     def wait_for_answer(self, now_ms: int) -> None:
         """The user asked the assistant something."""
-        self._quiet_until_ms = now_ms + ANSWER_WAIT_MS
+        self._quiet_until_ms = self._answer_until_ms = now_ms + ANSWER_WAIT_MS
 
     def keep_quiet(self, until_ms: int) -> None:
         self._quiet_until_ms = until_ms
@@ -78,7 +78,7 @@ class Floor:
         self.current = self.last_kind = kind
         self._begun_ms = now_ms
         if kind == "assistant":
-            self._quiet_until_ms = now_ms  # the answer that was waited for
+            self._quiet_until_ms = self._answer_until_ms = now_ms  # the answer that was waited for
         if self.pending is not None and self.pending.kind == kind:
             self._own, self.pending = self.pending, None
         return self._own is not None
@@ -126,6 +126,17 @@ class Floor:
         return self.current == "hazard" or (
             self.pending is not None and self.pending.kind == "hazard"
         )
+
+    @property
+    def is_answer(self) -> bool:
+        """An answer of ours is being said or about to be."""
+        return self.current == "answer" or (
+            self.pending is not None and self.pending.kind == "answer"
+        )
+
+    def is_assistants(self, now_ms: int) -> bool:
+        """The assistant's model answers, or is about to."""
+        return self.current == "assistant" or now_ms < self._answer_until_ms
 
     def may_describe(self, now_ms: int) -> bool:
         """Whether unasked words are welcome now, however many."""

@@ -163,9 +163,9 @@ class Mouth:
         self._floor.withdraw()
         self._undo = None
 
-    def was_said(self, text: str, now_ms: int) -> bool:
+    def was_said(self, text: str, now_ms: int, within_ms: int = SAME_WORDS_MS) -> bool:
         """Whether these very words were said a moment ago, unasked."""
-        return now_ms - self._said.get(text, -SAME_WORDS_MS) < SAME_WORDS_MS
+        return now_ms - self._said.get(text, -SAME_WORDS_MS) < within_ms
 
     def heard(self) -> None:
         """The last utterance is over."""

@@ -48,6 +48,9 @@ SAME_WORDS_MS = 60_000
 """The same sentence is not said twice within it: in a lively street that somebody else walks there
 now, too, is no news."""
 
+SAME_CAMERA_MS = 15_000
+"""Nor that the camera shows nothing; but whoever relies on warnings must know it soon."""
+
 # --- What counts as a change ---------------------------------------------------------------------
 
 SETTLE_MS = 400

@@ -195,6 +195,8 @@ class World:
                 self._do(action)
 
     def _speak(self) -> None:
+        if self.now_ms > self._expires_ms:
+            self._next = None
         current = self._current
         if current is not None:
             assert current.begun_ms is not None
@@ -203,14 +205,12 @@ class World:
                 self.describer.speaking(None, self.now_ms)
                 self.take()
         coming = self._next
-        if coming is not None and self._current is None:
-            if self.now_ms > self._expires_ms:
-                self._next = None
-            elif self.now_ms - coming.asked_ms >= self.delay_ms:
-                self._next, self._current = None, coming
-                coming.begun_ms = self.now_ms
-                self.describer.speaking(coming.kind, self.now_ms)
-                self.take()
+        is_free = coming is not None and self._current is None
+        if is_free and self.now_ms - coming.asked_ms >= self.delay_ms:
+            self._next, self._current = None, coming
+            coming.begun_ms = self.now_ms
+            self.describer.speaking(coming.kind, self.now_ms)
+            self.take()
 
     # --- Figures ---------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 from omni_encoders.declining import NOT_A_GUIDE
-from omni_encoders.wording import num_words
+from omni_encoders.wording import ABSTENTIONS, num_words
 from omni_streaming.describe import Describer
 from omni_streaming.describe_settings import (
     NOTICE,
@@ -370,6 +370,54 @@ def test_who_fills_the_picture_of_a_turning_camera_is_warned_of_at_once() -> Non
     assert world.said("hazard") == ["Person very near, ahead!"]
 
 
+def test_what_keeps_us_from_seeing_is_told_however_much_was_said_and_in_quiet() -> None:
+    """Who hears nothing believes that nothing comes near."""
+    for quiet, hazards, is_told in ((False, True, 1), (True, True, 1), (True, False, 0)):
+        world = World(DescribeSettings(quiet=quiet, hazards=hazards), ms_per_word=900)
+        world.run(
+            40_000,
+            lambda now_ms: scene(
+                *(thing(f"gadget {now_ms // 2_000}-{n}", 0.2 + n * 0.3, track=n) for n in range(3))
+            ),
+        )
+        begun_ms = world.now_ms
+        world.show(scene(condition="covered"), 20_000)
+        told = [one for one in world.spoken if one.text == ABSTENTIONS["covered"]]
+        assert len(told) == is_told
+        assert all(one.asked_ms - begun_ms < 8_000 for one in told)
+        world.show(EMPTY, 3_000)
+        world.show(scene(condition="covered"), 10_000)
+        assert world.said().count(ABSTENTIONS["covered"]) == 2 * is_told
+
+
+def test_whoever_asks_at_once_has_the_first_look() -> None:
+    world = World()
+    world.show(ROOM, 200)
+    world.command("front")
+    world.show(ROOM, 1_000)
+    assert world.said("answer")[0].startswith("In front of you: a person ahead")
+
+
+def test_a_question_while_text_is_read_is_answered_first_and_the_text_read_then() -> None:
+    text = scene(*ROOM.things, lettering=(sign("Way out"),))
+    world = settled()
+    world.command("read")
+    world.show(ROOM, 400)
+    assert world.hear("Who wrote Hamlet?") is None
+    world.show(text, 400)
+    world.assistant_speaks(20)
+    world.show(text, 3_000)
+    assert not world.spoken[-1].is_cut
+    world.show(ROOM, 12_000)
+    assert world.said()[-1] == "It says: Way out."
+    world.command("read")
+    world.show(ROOM, 400)
+    assert world.hear("Is there a chair?") == "answer"
+    world.show(text, 12_000)
+    assert not any(one.is_cut for one in world.spoken if one.text.startswith("Yes: a chair"))
+    assert world.said()[-2:] == ["Yes: a chair on the left, about 2 metres.", "It says: Way out."]
+
+
 def test_warnings_can_be_switched_off() -> None:
     world = settled(EMPTY, DescribeSettings(hazards=False))
     world.show(scene(CAR), 5_000)
@@ -633,7 +681,6 @@ def test_quiet_leaves_warnings_and_answers() -> None:
     world = settled()
     assert world.hear("Be quiet!") == "quiet"
     world.show(DOG_TOO, 5_000)
-    world.show(scene(condition="dark"), 5_000)
     world.show(scene(*DOG_TOO.things, CAR), 3_000)
     world.command("front")
     world.show(DOG_TOO, 8_000)

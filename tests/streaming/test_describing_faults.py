@@ -106,7 +106,7 @@ def test_a_warning_does_not_give_way_to_a_written_question() -> None:
 @pytest.mark.parametrize("scene", [ROOM, BUS_COMES])
 def test_a_turn_committed_by_hand_is_answered_whatever_is_being_said(scene: Scene) -> None:
     script = Script(
-        transcripts=("Tell me about it.",), scenes=(scene,), answers=(Answer(text="A chair."),)
+        transcripts=("Tell me about the sea.",), scenes=(scene,), answers=(Answer(text="A chair."),)
     )
     camera = Camera(script=script)
     set_detection(camera)  # none: the button is held while a description begins
