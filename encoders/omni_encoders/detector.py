@@ -78,7 +78,13 @@ class Detector:
         """
         self.labels = coco_labels()
         self._graph = TfjsGraph(folder / "nanodet.json")
-        blank = self._graph.run(torch.zeros(1, 3, SIDE, SIDE))
+        try:
+            blank = self._graph.run(torch.zeros(1, 3, SIDE, SIDE))
+        except (RuntimeError, IndexError) as error:  # torch's: shapes and axes are weights, too
+            reason = str(error).partition("\n")[0]
+            raise ModelError(
+                f"{folder} is damaged, or another network than NanoDet {SIDE} ({reason})"
+            ) from error
         self._outputs: list[tuple[str, str]] = []  # of every stride: scores, sides
         for stride in STRIDES:
             num_anchors = (SIDE // stride) ** 2

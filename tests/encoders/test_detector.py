@@ -96,6 +96,13 @@ def test_weights_of_another_length_are_refused(tmp_path: Path) -> None:
         TfjsGraph(tmp_path / "tiny.json")
 
 
+def test_weights_with_which_nothing_runs_are_damaged(tmp_path: Path) -> None:
+    write_graph(tmp_path)
+    (tmp_path / "tiny.json").rename(tmp_path / "nanodet.json")
+    with pytest.raises(ModelError, match=r"is damaged, or another network than NanoDet.*\(.+\)$"):
+        Detector(tmp_path)
+
+
 def test_overlap_is_the_shared_part_of_both() -> None:
     one = np.asarray([0.0, 0.0, 2.0, 2.0])
     others = np.asarray([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0], [2.0, 2.0, 3.0, 3.0]])
