@@ -91,12 +91,13 @@ def kinds(page: Page) -> list[tuple[float, str]]:
 
 
 def said(page: Page, kind: str) -> list[str]:
+    """Whole utterances of this kind: their words come one by one."""
     found: list[str] = page.js(
         "return [...document.querySelectorAll(`.turn[data-kind=${arguments[0]}]`)]"
         ".map((turn) => turn.querySelector('.text').textContent)",
         kind,
     )
-    return found
+    return [text for text in found if text.endswith((".", "!"))]
 
 
 def test_a_street_is_described_a_walker_is_warned_of_and_a_question_answered(
