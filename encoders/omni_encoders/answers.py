@@ -14,7 +14,7 @@ import re
 
 from omni.scene import Scene
 from omni_encoders import wording
-from omni_encoders.declining import NOT_A_GUIDE, declined, plain_words
+from omni_encoders.declining import NOT_A_GUIDE, declined, is_general, plain_words
 from omni_encoders.nouns import VEHICLES, coco_labels, counted, noun, plural, with_article
 from omni_encoders.wording import WordingOptions
 
@@ -160,6 +160,16 @@ def answer(question: str, scene: Scene, options: WordingOptions | None = None) -
             return wording.overview(scene, options, 30, opening="I see:").text
         return _about(kind, label, scene, options)
     return None
+
+
+def answer_alone(question: str, scene: Scene, options: WordingOptions) -> str | None:
+    """As :func:`answer`, and what it does not answer is not left to a model without eyes.
+
+    None: a question that is certainly not about what is here and now.
+    """
+    if (words := answer(question, scene, options)) is not None:
+        return words
+    return None if is_general(question) else cannot_tell(scene, options)
 
 
 def cannot_tell(scene: Scene, options: WordingOptions | None = None) -> str:

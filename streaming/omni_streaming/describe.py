@@ -26,14 +26,17 @@ from omni_streaming.describe_memory import Entity, SceneMemory
 from omni_streaming.describe_mouth import MORE_PROMPT, OVERVIEW_PROMPT, Clock, Mouth, Undo
 from omni_streaming.describe_settings import (
     AFTER_USER_MS,
+    ANSWER_LATE_MS,
     BRIEF_WORDS,
     EMPTY_MS,
     FIRST_LOOK_MS,
     LATE_MS,
+    MIN_WORDS,
     MOVING_FROM,
     MOVING_WORDS,
     NOTICE,
     OVERVIEW_AGAIN_MS,
+    READ_LATE_MS,
     READING,
     SAME_CAMERA_MS,
     SETTLE_MS,
@@ -47,13 +50,6 @@ from omni_streaming.describe_settings import (
     Kind,
     Speech,
 )
-
-MIN_WORDS = 12
-"""An utterance of fewer words has no room for a place and a distance: better to wait."""
-ANSWER_LATE_MS = 8_000
-"""An answer that could not be given for so long is not wanted any more."""
-READ_LATE_MS = 60_000
-"""Text that was asked for waits so long for the end of another answer."""
 
 
 class Describer:
@@ -161,16 +157,11 @@ class Describer:
 
     def _own_answer(self, question: str, now: int) -> str | None:
         """What needs no model, or must not be left to one."""
-        if (words := declined(question)) is not None:
+        if (words := declined(question)) is not None or self._settings.has_native_sight:
             return words
-        if self._settings.has_native_sight:
-            return None
-        if self._scene is None or now - self._scene_ms > LATE_MS:
-            return None if is_general(question) else self._blindness()
-        options = self._settings.wording
-        if (words := answers.answer(question, self._scene, options)) is not None:
-            return words
-        return None if is_general(question) else answers.cannot_tell(self._scene, options)
+        if self._scene is not None and now - self._scene_ms <= LATE_MS:
+            return answers.answer_alone(question, self._scene, self._settings.wording)
+        return None if is_general(question) else self._blindness()
 
     def command(self, name: CommandName, now_ms: int) -> None:
         """The user pressed a key or a button."""
@@ -319,14 +310,8 @@ class Describer:
                 return
         if self._settings.verbosity == "brief" or self._motion.is_moving:
             return
-        for entity in self._memory.departures(now, self._motion.moved_ms):
-            side = wording.direction(entity.thing, options)
-            alike = [
-                one
-                for one in self._memory.departures(now, self._motion.moved_ms)
-                if one.word == entity.word and wording.direction(one.thing, options) == side
-            ]
-            was_only = self._memory.is_only(entity)
+        for alike in self._memory.departures(now, self._motion.moved_ms, options):
+            was_only = self._memory.is_only(alike[0])
             text = wording.gone([one.as_thing() for one in alike], options, was_only=was_only)
             if self._say_change(Told(text), [], now):
                 self._memory.forget(alike)
@@ -422,21 +407,14 @@ class Describer:
                 interrupts=True,
             )
             return
-        visible = self._memory.visible()
-        if name == "more":
-            visible = [one for one in visible if not one.is_told]
-            if not visible:
-                self._interrupt("answer", "That is all I see.", self._scene_ms, now)
-                return
+        visible = self._memory.visible() or self._memory.seen()  # at once: the first look
+        if name == "more" and not (visible := [one for one in visible if not one.is_told]):
+            self._interrupt("answer", "That is all I see.", self._scene_ms, now)
+            return
         things = {one.as_thing(): one for one in visible}
         opening = "Also:" if name == "more" else "In front of you:"
-        told = wording.overview(
-            self._scene,
-            self._settings.wording,
-            self._budget(),
-            things=list(things) or self._scene.things,  # whoever asks at once has the first look
-            opening=opening,
-        )
+        options, budget = self._settings.wording, self._budget()
+        told = wording.overview(self._scene, options, budget, things=list(things), opening=opening)
         for thing, entity in things.items():
             entity.know(is_told=thing in told.things)
         if name == "front":
@@ -471,10 +449,9 @@ class Describer:
             self._mouth.look_for_text()
             return
         self._text_since_ms = None
+        text = wording.reading(scene.lettering or ())
         if scene.condition != "clear" and not scene.lettering:
             text = wording.ABSTENTIONS[scene.condition]
-        else:
-            text = wording.reading(scene.lettering or ())
         is_own = self._floor.is_answer and self._mouth.last_text != READING
         if is_own or self._floor.is_assistants(now):
             self._owed = text, now + READ_LATE_MS  # something was asked meanwhile: that comes first

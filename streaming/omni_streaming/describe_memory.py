@@ -216,6 +216,10 @@ class SceneMemory:
         """What is there, settled."""
         return [one for one in self.entities if one.is_visible and one.is_settled()]
 
+    def seen(self) -> list[Entity]:
+        """What was in the last picture, settled or not."""
+        return [one for one in self.entities if one.missed_looks == 0]
+
     def news(self, verbosity: Literal["brief", "normal", "detailed"], now_ms: int) -> list[Entity]:
         """What came and is worth a word."""
         return [
@@ -228,18 +232,18 @@ class SceneMemory:
             and not self._may_be_somebody_else(one, now_ms)
         ]
 
-    def departures(self, now_ms: int, moved_ms: int) -> list[Entity]:
-        """What left lately while the camera was still (it last moved at ``moved_ms``)."""
-        return [
-            one
-            for one in self.entities
-            if one.gone_ms is not None
-            and one.is_told
-            and one.word in HAZARDS
-            and one.confidence >= CERTAIN
-            and now_ms - one.gone_ms <= STALE_MS
-            and moved_ms < one.last_ms
-        ]
+    def departures(self, now_ms: int, moved_ms: int, options: WordingOptions) -> list[list[Entity]]:
+        """What left lately while the camera was still (it last moved at ``moved_ms``).
+
+        Together what is of one kind and went from one direction.
+        """
+        groups: dict[tuple[str, str], list[Entity]] = {}
+        for one in self.entities:
+            is_gone = one.gone_ms is not None and now_ms - one.gone_ms <= STALE_MS
+            is_known = one.is_told and one.word in HAZARDS and one.confidence >= CERTAIN
+            if is_gone and is_known and moved_ms < one.last_ms:
+                groups.setdefault((one.word, direction(one.thing, options)), []).append(one)
+        return list(groups.values())
 
     def is_only(self, entity: Entity) -> bool:
         """No other of its kind is there, so that it is "the" person."""

@@ -33,10 +33,16 @@ AFTER_USER_MS = 3_000
 """After speech of the user that was not for the assistant: perhaps somebody else answers."""
 ANSWER_WAIT_MS = 6_000
 """After a question to the assistant, for its answer to begin."""
+ANSWER_LATE_MS = 8_000
+"""An answer that could not be given for so long is not wanted any more."""
+READ_LATE_MS = 60_000
+"""Text that was asked for waits so long for the end of another answer."""
 
 # --- How much ------------------------------------------------------------------------------------
 
 MOVING_WORDS, STILL_WORDS = 12, 30
+MIN_WORDS = 12
+"""An utterance of fewer words has no room for a place and a distance: better to wait."""
 BRIEF_WORDS = 15
 """Of a still user who wants it brief."""
 SHARE = 0.4
