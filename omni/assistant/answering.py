@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from omni.assistant.context import ANSWER_RESERVE_TOKENS, sentence_ends
-from omni.assistant.listening import Turn
+from omni.assistant.listening import WHOLE_QUESTION, Turn
 from omni.assistant.response import APOLOGY, Response, Voice, tool_opening, wrong_language
 from omni.assistant.seeing import Seeing, own_answer
 from omni.assistant.session import Session, asked_in, turn_ids
@@ -165,6 +165,8 @@ class Answering:
         asked = response.conversation or session.conversation
         if (own := own_answer(asked, session.senses)) is not None:
             response.pause(session.is_paused)
+            if turn is not None and response.is_speculative:
+                turn.complete(WHOLE_QUESTION)  # no model measures it
             response.recite(own, lambda: self._end(session, response, "completed"))
             return
         try:

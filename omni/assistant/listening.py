@@ -42,6 +42,10 @@ NEUTRAL_COMPLETENESS = 0.05
 of at least 0.11 after the last word; smart-turn says 'finished' of 64% of clips cut at 55% of
 their length (AUC 0.83), so it weighs little."""
 
+WHOLE_QUESTION = 0.15
+"""In place of the backbone's view, of words that are a whole question about a picture: little more
+than the least that it gives after the last word, since "Is there a car" may go on "on the left"."""
+
 FLOOR_OF_FINISHED_SOUND, FLOOR = 0.42, 0.25
 """However unfinished the words look (they may be misheard, and "Tell me a story" might go on
 "about"), the score stays above this: semantic_vad then waits 1.2 s of its 4 s where the voice

@@ -153,8 +153,7 @@ class WordsSight:
                 wants_main=True,
                 should_stop=should_stop,
             )
-            words = scene_text(scene, what="picture")
-            return (SceneSpan(text=words, start_ms=0, end_ms=0, final=True, scene=scene),)
+            return (_shown(scene, scene_text(scene, what="picture")),)
         frames = read_clip(part.data, should_stop)
         spans: list[Span] = []
         state: object | None = None
@@ -167,7 +166,7 @@ class WordsSight:
         return tuple(spans)
 
     def recall(self, scene: Scene) -> tuple[Span, ...] | None:
-        return (_told(scene_text(scene)),)
+        return (_shown(scene, scene_text(scene)),)
 
 
 class Blind:
@@ -181,6 +180,10 @@ class Blind:
 
 
 _NAMES = {"image": "a picture", "video": "a video"}
+
+
+def _shown(scene: Scene, text: str) -> SceneSpan:
+    return SceneSpan(text=text, start_ms=0, end_ms=0, final=True, scene=scene)
 
 
 def _told(text: str) -> TextSpan:

@@ -110,7 +110,7 @@ class Describer:
         if scene.condition == "clear":
             if self._clear_ms is None:
                 self._clear_ms = now
-            self._memory.see(scene.things, now, is_moving=self._motion.is_moving)
+            self._memory.see(scene, now, is_moving=self._motion.is_moving)
         if scene.condition in ("clear", "blurred"):
             self._warn(scene, now)
         self._decide(now)

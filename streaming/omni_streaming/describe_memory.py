@@ -22,12 +22,15 @@ from omni_encoders.wording import (
     importance,
 )
 
-from omni.scene import Thing
+from omni.scene import Scene, Thing
 from omni_streaming.describe_settings import (
+    DEPARTED_MS,
+    FAR_M,
     GONE_LOOKS,
     GONE_MS,
     MOVED_MS,
     MOVED_SHARE,
+    MOVING_FROM,
     REMEMBER_MS,
     SETTLE_MS,
     STALE_MS,
@@ -119,9 +122,11 @@ class SceneMemory:
 
     # --- Seeing ----------------------------------------------------------------------------------
 
-    def see(self, things: Iterable[Thing], now_ms: int, *, is_moving: bool) -> None:
-        """Take the things of a clear picture; ``is_moving`` is whether the camera does."""
-        rest = [thing for thing in things if thing.confidence >= STILL_THERE]
+    def see(self, scene: Scene, now_ms: int, *, is_moving: bool) -> None:
+        """Take what a clear picture shows; ``is_moving`` is whether the camera does."""
+        # What is not found where the camera was turned to is not there; else it may be a blink.
+        least_missed = GONE_LOOKS if scene.motion >= MOVING_FROM else 0
+        rest = [thing for thing in scene.things if thing.confidence >= STILL_THERE]
         if len(rest) > MAX_THINGS:
             rest = sorted(rest, key=importance)[:MAX_THINGS]
         free = set(self.entities)
@@ -131,7 +136,7 @@ class SceneMemory:
             self._take_new(thing, free, now_ms)
         for entity in free:
             entity.num_missed += 1
-            entity.missed_looks += 1
+            entity.missed_looks = max(entity.missed_looks + 1, least_missed)
             is_over = now_ms - entity.last_ms >= GONE_MS and entity.missed_looks >= GONE_LOOKS
             if entity.gone_ms is None and is_over:
                 entity.gone_ms = now_ms
@@ -239,7 +244,8 @@ class SceneMemory:
         """
         groups: dict[tuple[str, str], list[Entity]] = {}
         for one in self.entities:
-            is_gone = one.gone_ms is not None and now_ms - one.gone_ms <= STALE_MS
+            away_ms = now_ms - one.last_ms
+            is_gone = one.gone_ms is not None and DEPARTED_MS <= away_ms <= DEPARTED_MS + STALE_MS
             is_known = one.is_told and one.word in HAZARDS and one.confidence >= CERTAIN
             if is_gone and is_known and moved_ms < one.last_ms:
                 groups.setdefault((one.word, direction(one.thing, options)), []).append(one)
@@ -308,9 +314,9 @@ def _matters(entity: Entity, verbosity: Literal["brief", "normal", "detailed"]) 
         return True
     if entity.confidence < CERTAIN:
         return False
-    if entity.word in HAZARDS:
-        return True
     thing = entity.thing
+    if entity.word in HAZARDS:
+        return thing.distance_m is None or thing.distance_m <= FAR_M
     left, top, right, bottom = thing.box
     is_near = thing.distance_m is not None and thing.distance_m <= NEAR_M
     return verbosity == "normal" and (is_near or (right - left) * (bottom - top) >= BIG_SHARE)

@@ -63,6 +63,10 @@ SETTLE_MS = 400
 """A thing is there once it was seen this long, and in two pictures."""
 GONE_MS, GONE_LOOKS = 1_500, 4
 """A thing is gone after this long and in so many pictures without it: detectors blink."""
+DEPARTED_MS = 4_000
+"""That a thing has gone is told after this long: detectors lose what is small for seconds."""
+FAR_M = 20.0
+"""What comes farther away than this is news only for those who want everything."""
 REMEMBER_MS = 20_000
 """A thing of the same kind that comes within it, after one went unannounced, is the same one."""
 MOVED_SHARE, MOVED_MS = 0.35, 1_000

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 
+import cv2
 import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
+from omni_encoders.declining import NOT_A_GUIDE
 from scipy.signal import resample_poly
 
 from omni.assistant import Assistant
@@ -36,6 +38,7 @@ from omni.types import (
     Edit,
     Failed,
     Feed,
+    MediaPart,
     Message,
     Open,
     Output,
@@ -87,10 +90,14 @@ def nothing_leaks(assistant: Assistant) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def question() -> NDArray[np.float32]:
     """ "What is the capital of France?" and 0.4 s of silence, 16 kHz."""
+    return spoken("What is the capital of France?")
+
+
+def spoken(text: str) -> NDArray[np.float32]:
+    """``text`` and 0.4 s of silence, 16 kHz."""
     from hibari import Hibari
 
-    audio = Hibari()("What is the capital of France?", seed=0)
-    audio = resample_poly(audio, INPUT_RATE_HZ, OUTPUT_RATE_HZ)
+    audio = resample_poly(Hibari()(text, seed=0), INPUT_RATE_HZ, OUTPUT_RATE_HZ)
     return np.concatenate([audio, np.zeros(6400)]).astype(np.float32)
 
 
@@ -120,6 +127,28 @@ def user(text: str) -> Message:
 def done_of(outputs: list[Output]) -> Done:
     (done,) = [o for o in outputs if isinstance(o, Done)]
     return done
+
+
+@pytest.mark.parametrize("asked", ["Are there any cars?", "Can I cross the road now?"])
+def test_a_whole_question_about_a_picture_ends_its_turn_and_needs_no_model(
+    assistant: Assistant, asked: str
+) -> None:
+    grey = cv2.imencode(".png", np.full((64, 64, 3), 128, np.uint8))[1].tobytes()
+    seen = MediaPart("p", "image", grey, is_small=True)
+    assistant.submit(Open("s", Conversation()))
+    feed(assistant, "s", "t", spoken(asked))
+    assistant.submit(ScoreTurn("s", "t"))
+    assistant.submit(Speculate("s", "t", "r", ResponseConfig(), shown=(seen,)))
+    outputs = run(assistant)
+    assert [o for o in outputs if isinstance(o, TurnScore)][-1].probability > 0.6
+    assistant.submit(Confirm("s", "r"))
+    outputs += run(assistant)
+    assert text_of(outputs) in (
+        NOT_A_GUIDE,
+        "The picture shows nothing: it seems covered, or faces a plain surface.",
+    )
+    assert done_of(outputs).usage.output_text_tokens == 0
+    assert any(isinstance(o, AudioDelta) for o in outputs)
 
 
 def test_a_spoken_question_is_answered_aloud(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -127,6 +128,31 @@ def test_turning_the_camera_is_no_departure() -> None:
     world.show(scene(motion=0.8), 2_000)
     world.show(scene(thing("couch", 0.5, track=9, metres=2.0)), 10_000)
     assert world.said()[2:] == ["A couch ahead, about 2 metres."]
+
+
+def test_what_is_not_found_in_another_place_is_not_there() -> None:
+    """A thing may be missed in a picture or two, but not when these show another place."""
+    for motion, is_there in ((0.0, True), (1.0, False)):
+        world = settled(scene(thing("cat", 0.5, track=9)))
+        world.show(replace(ROOM, motion=motion), 400)
+        world.command("front")
+        world.show(ROOM, 400)
+        assert ("cat" in world.said("answer")[0]) is is_there
+
+
+def test_a_detector_that_loses_a_parked_car_for_three_seconds_has_nothing_to_tell() -> None:
+    world = settled(scene(*ROOM.things, thing("car", 0.9, track=5, metres=15.0)))
+    both = scene(*ROOM.things, thing("car", 0.9, track=6, metres=15.0))
+    world.run(60_000, lambda now_ms: ROOM if now_ms % 9_000 < 3_000 else both)
+    assert world.said()[2:] == []
+
+
+def test_what_comes_far_away_is_told_to_those_who_want_everything() -> None:
+    far = scene(*ROOM.things, thing("person", 0.9, track=5, metres=25.0))
+    for verbosity, is_told in (("brief", False), ("normal", False), ("detailed", True)):
+        world = settled(ROOM, DescribeSettings(verbosity=verbosity))
+        world.show(far, 8_000)
+        assert bool(world.said()[2:]) is is_told
 
 
 def test_another_room_gets_an_overview() -> None:

@@ -236,7 +236,7 @@ def test_whatever_happens_the_rules_of_speaking_hold(seed: int, chosen: Describe
     chaos = Chaos(seed, chosen)
     chaos.run(500)
     world = chaos.world
-    assert world.largest_share("change", "framing") <= 0.4
+    assert world.largest_share("change") <= 0.4  # that we cannot see is said all the same
     if not chosen.hazards:
         assert world.said("hazard") == []
     whole = [
@@ -269,7 +269,7 @@ def test_hundreds_of_things_cost_and_say_no_more(seed: int, num: int) -> None:
     assert all(num_words(one.text) <= 30 for one in world.spoken)
     memory = SceneMemory()
     for now_ms in range(0, 5_000, 500):
-        memory.see(look(0).things, now_ms, is_moving=False)
+        memory.see(look(0), now_ms, is_moving=False)
     assert len(memory.entities) <= MAX_ENTITIES
 
 
