@@ -212,7 +212,7 @@ class ItemList:
         self._num_chars: dict[str, int] = {}  # id -> when it was inserted
         self.num_chars = 0
         """Of all items; answers that have grown since are bounded by their tokens."""
-        self._outside: set[str] = set()  # ids that truncation has taken out of the context
+        self._outside: set[str] = set()  # ids that were taken out of the context
 
     def __len__(self) -> int:
         return len(self._items)
@@ -350,6 +350,15 @@ class ItemList:
         """What the model is to see of the items inside the context."""
         inside = (item for item in self._items if item.id not in self._outside)
         return render(inside, instructions, tools)
+
+    def of_turn(self, turn_id: str) -> Item | None:
+        """The item that a spoken turn became; None when there is none (any more)."""
+        spoken = (i for i in reversed(self._items) if any(c.turn_id == turn_id for c in i.content))
+        return next(spoken, None)
+
+    def leave_out(self, item_id: str) -> None:
+        """Take an item out of the model's context; the client keeps it."""
+        self._outside.add(item_id)
 
     def shrink(self, instructions: str, truncation: Any, max_tokens: int) -> bool:
         """Take the oldest items out of the context when it is full, by the protocol's setting.

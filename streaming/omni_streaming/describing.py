@@ -160,13 +160,20 @@ class Describing:
             self._describer.user_speaks(is_speaking, self._session.now_ms)
             self._act()
 
-    def heard(self, text: str) -> bool:
-        """What the user said to the assistant; True if it was a command, which needs no answer."""
+    def heard(self, text: str, item_id: str | None = None) -> bool:
+        """What the user said to the assistant; True if the model need not answer.
+
+        ``item_id``: the user's item, of which a model without eyes then learns nothing, nor of what
+        is said to it: a small model repeats what stands in its context, whatever it is asked.
+        """
         if self._describer is None:
             return False
         name = self._describer.heard(text, self._session.now_ms)
         if name is None:
             return False
+        if item_id is not None and not self._session.has_native_sight:
+            self._session.items.leave_out(item_id)
+            self._session.sync()
         self._carry_out(name)
         return True
 
@@ -299,8 +306,9 @@ class Describing:
         settings = session.settings.response()
         settings = replace(settings, metadata=metadata, config=self._paced(settings.config))
         if isinstance(action, SayWords):
-            # A small model repeats what stands in its context, whatever it is asked.
+            is_for_user = action.kind in ("answer", "text") and not session.has_native_sight
             is_notice = action.kind in ("framing", "hazard") or action.text == READING
+            is_notice = is_notice or is_for_user
             response = session.begin(session.new_id("resp"), settings, is_notice=is_notice)
             session.queue.add(Say(session.session_id, response.id, action.text, settings.config))
         else:

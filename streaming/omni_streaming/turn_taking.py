@@ -161,7 +161,7 @@ class TurnTaking:
         last = session.items.get(session.items.last_id) if session.items.last_id else None
         if last is None or last.role != "user" or any(c.turn_id for c in last.content):
             return False
-        if session.describing.heard(" ".join(c.text for c in last.content if c.text)):
+        if session.describing.heard(" ".join(c.text for c in last.content if c.text), last.id):
             return True
         if all(c.media is None for c in last.content):
             shown = [Content("input_image", None, media=p) for p in session.describing.shown()]
@@ -239,7 +239,9 @@ class TurnTaking:
             return
         self._awaited = None
         speculation = awaited.speculation
-        is_command = bool(text.strip()) and session.describing.heard(text)
+        item = session.items.of_turn(turn_id)
+        item_id = item.id if item is not None else None
+        is_command = bool(text.strip()) and session.describing.heard(text, item_id)
         if is_command or not text.strip():
             if speculation is not None:
                 self._queue.add(Cancel(session.session_id, speculation.response_id))

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from omni_encoders.declining import NOT_A_GUIDE
 from omni_streaming.describe_settings import NOTICE
 from omni_streaming.describing import (
     BRACKETS,
@@ -290,6 +291,24 @@ def test_a_spoken_question_is_answered_about_the_newest_frame() -> None:
     assert of_type(events, "response.done")[-1]["response"]["status"] == "completed"
     message = camera.session.items.render("", ()).messages[-2]
     assert message.parts[0] == part
+
+
+def test_a_model_without_eyes_learns_nothing_of_what_was_answered_without_it() -> None:
+    """Else it answers "Who wrote Hamlet?" as the question about crossing was answered."""
+    script = scripted("Can I cross now?", "Tell me about the sea.")
+    camera = Camera(script=script)
+    camera.watch(8_000)
+    for question in ("Can I cross now?", "Tell me about the sea."):
+        asked(camera, question)
+        camera.watch(10_000)
+    assert NOT_A_GUIDE in camera.said()
+    context = camera.session.items.render("", ()).messages
+    assert [m.role for m in context][-2:] == ["user", "assistant"]
+    told = [p.text for m in context for p in m.parts if isinstance(p, TextPart)]
+    assert NOT_A_GUIDE not in told
+    assert sum(message.role == "user" for message in context) == 1
+    shown = camera.send("conversation.item.retrieve", item_id=camera.session.items.last_id)
+    assert shown[-1]["item"]["role"] == "assistant"
 
 
 @pytest.mark.parametrize(
