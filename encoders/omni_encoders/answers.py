@@ -14,7 +14,7 @@ import re
 
 from omni.scene import Scene
 from omni_encoders import wording
-from omni_encoders.declining import NOT_A_GUIDE, declined, is_general, plain_words
+from omni_encoders.declining import NOT_A_GUIDE, is_general, plain_words
 from omni_encoders.nouns import VEHICLES, coco_labels, counted, noun, plural, with_article
 from omni_encoders.wording import WordingOptions
 
@@ -110,13 +110,11 @@ _SAME = {
 def about_picture(question: str, scene: Scene, options: WordingOptions | None = None) -> str | None:
     """What is said to ``question`` about a picture from a file without asking a model.
 
-    Beside what :func:`declined` and :func:`answer` have words for: "What do you see?" and "What
-    does it say?". None: it is another question.
+    Beside what :func:`answer` has words for: "What do you see?" and "What does it say?". None: it
+    is another question. What is declined was declined before.
     """
     options = options or WordingOptions()
     plain = plain_words(question)
-    if (words := declined(question)) is not None:
-        return words
     if _READ.fullmatch(plain):
         if scene.lettering is None:
             return UNREAD

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from omni_encoders.declining import REFUSALS
+
 from omni.assistant.context import ANSWER_RESERVE_TOKENS, sentence_ends
 from omni.assistant.listening import WHOLE_QUESTION, Turn
 from omni.assistant.response import APOLOGY, Response, Voice, tool_opening, wrong_language
@@ -165,8 +167,9 @@ class Answering:
         asked = response.conversation or session.conversation
         if (own := own_answer(asked, session.senses)) is not None:
             response.pause(session.is_paused)
-            if turn is not None and response.is_speculative:
-                turn.complete(WHOLE_QUESTION)  # no model measures it
+            # No model measures it. What is declined may be half a question: "Is it ok to".
+            if turn is not None and response.is_speculative and own not in REFUSALS:
+                turn.complete(WHOLE_QUESTION)
             response.recite(own, lambda: self._end(session, response, "completed"))
             return
         try:

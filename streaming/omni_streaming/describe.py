@@ -72,7 +72,7 @@ class Describer:
         self._is_overview_due = True
         self._overview_ms = -OVERVIEW_AGAIN_MS
         self._answer: tuple[CommandName, int] | None = None  # asked, and when
-        self._owed: tuple[str, int] | None = None  # an answer to be given when it is silent, if by
+        self._owed: tuple[str, int] | None = None  # said once it is silent, if by then
         self._text_since_ms: int | None = None  # since when we wait for text
 
     @property

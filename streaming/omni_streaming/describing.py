@@ -47,6 +47,8 @@ MAX_ANSWER_TOKENS = 400
 """About two minutes of speech: a small model that repeats itself does not stop by itself, and while
 it talks nothing that changes is told."""
 
+NOT_CHANGES = ("framing", "hazard", "answer", "text")
+
 GUIDE = "The user is blind and shows you what their camera sees."
 BRACKETS = (
     "It stands in square brackets. Answer questions about it only from it. If it does not say, "
@@ -306,9 +308,8 @@ class Describing:
         settings = session.settings.response()
         settings = replace(settings, metadata=metadata, config=self._paced(settings.config))
         if isinstance(action, SayWords):
-            is_for_user = action.kind in ("answer", "text") and not session.has_native_sight
-            is_notice = action.kind in ("framing", "hazard") or action.text == READING
-            is_notice = is_notice or is_for_user
+            told = ("framing", "hazard") if session.has_native_sight else NOT_CHANGES
+            is_notice = action.kind in told or action.text == READING
             response = session.begin(session.new_id("resp"), settings, is_notice=is_notice)
             session.queue.add(Say(session.session_id, response.id, action.text, settings.config))
         else:

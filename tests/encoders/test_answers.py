@@ -179,8 +179,6 @@ PLAIN = "The picture shows nothing: it seems covered, or faces a plain surface."
         ("Tell me what you see.", BLANK, PLAIN),
         ("Is there a dog?", BLANK, PLAIN),
         ("Is there a cat?", DOOR, "I do not see a cat. I may have missed it."),
-        ("Who is this?", DOOR, APPEARANCE),
-        ("Can I cross now?", STREET, NOT_A_GUIDE),
         ("Where is my wallet?", DOOR, UNKNOWN),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omni_encoders.declining import NOT_A_GUIDE
+from omni_encoders.declining import APPEARANCE, NOT_A_GUIDE
 from tiny_assistant import model as tiny_model
 from tiny_assistant import run, tiny_assistant
 
@@ -85,6 +85,7 @@ def test_what_no_camera_may_answer_is_declined_wherever_the_picture_stands() -> 
     crossing = asks("Is it save to cross?")
     assert answered(asks("Look.", PICTURE), told, crossing) == NOT_A_GUIDE
     assert answered(asks("Can I cross now?", PICTURE, other)) == NOT_A_GUIDE
+    assert answered(asks("Who is this?", PICTURE)) == APPEARANCE
     assert answered(asks("Can I cross", PICTURE), asks("now?"), system) == NOT_A_GUIDE
     tool = ToolSpec("find", "Finds dogs.", {})
     assert answered(asks("Can I cross now?", PICTURE), tools=(tool,)) == NOT_A_GUIDE
